@@ -1,0 +1,1 @@
+"""Engines that run one OSTrack graph behind one small interface."""

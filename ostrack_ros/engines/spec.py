@@ -1,0 +1,152 @@
+"""The JSON sidecar beside each ONNX file: what the graph expects and what it was made from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Precision = Literal["fp32", "fp16"]
+
+
+class SpecError(ValueError):
+    """A sidecar is missing, damaged or of another format version."""
+
+
+@dataclass(frozen=True, slots=True)
+class EliminationSchedule:
+    """Candidate elimination (OSTrack, section 3.2): after attention in each of the 0-based
+    `blocks`, keep ceil(keep_ratio * n) of the n remaining search tokens."""
+
+    blocks: tuple[int, ...]
+    keep_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceCalibration:
+    """Logistic model that turns score statistics into the probability that the box is on the target.
+
+    `features` names entries of `tracking.presence.ScoreStatistics`; `weights` has one weight each.
+    `source` says on which data it was fitted.
+    """
+
+    features: tuple[str, ...]
+    weights: tuple[float, ...]
+    intercept: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Contents of a sidecar.
+
+    Sizes are pixels of the square inputs; factors are side lengths of the crops in units of
+    sqrt(box area); `score_size` is the side of the score map in cells; `mean` and `std` are
+    applied inside the graph and stated here for the record.
+    """
+
+    name: str
+    variant: str
+    template_size: int
+    search_size: int
+    template_factor: float
+    search_factor: float
+    score_size: int
+    precision: Precision
+    elimination: EliminationSchedule | None
+    parameters: int
+    licence: str
+    source_checkpoint: str
+    source_sha256: str
+    onnx_sha256: str
+    batch: int = 1
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    presence: PresenceCalibration | None = None
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Parse and check a sidecar.
+
+        Raises SpecError naming the field that is missing, unknown or out of range.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SpecError(f"not valid JSON ({error}); export the model again") from error
+        if not isinstance(values, dict):
+            raise SpecError("expected a JSON object; export the model again")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise SpecError(
+                f"format_version is {version!r}, this release reads {FORMAT_VERSION}; "
+                "export the model again with `ostrack export`"
+            )
+        try:
+            spec = cls(**_convert(values))
+        except (TypeError, ValueError, KeyError) as error:
+            raise SpecError(f"{error}; export the model again") from error
+        spec._check()
+        return spec
+
+    @classmethod
+    def load(cls, model: Path) -> ModelSpec:
+        """Read the sidecar of an .onnx file (same name, suffix .json)."""
+        path = sidecar_path(model)
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SpecError(
+                f"cannot read {path}: {error.strerror or error}; every model needs its sidecar "
+                "beside it, `ostrack export` writes both"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise SpecError(f"{path} is not text; export the model again") from error
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from error
+
+    def _check(self) -> None:
+        for name in ("template_size", "search_size", "score_size", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 4096:
+                raise SpecError(f"{name} is {value!r}, expected an integer in 1..4096")
+        for name in ("template_factor", "search_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+                raise SpecError(f"{name} is {value!r}, expected a positive number")
+        if self.precision not in ("fp32", "fp16"):
+            raise SpecError(f"precision is {self.precision!r}, expected fp32 or fp16")
+        if self.presence and len(self.presence.features) != len(self.presence.weights):
+            raise SpecError("presence has a different number of features and weights")
+
+
+def sidecar_path(model: Path) -> Path:
+    return model.with_suffix(".json")
+
+
+def _convert(values: dict[str, Any]) -> dict[str, Any]:
+    converted = dict(values)
+    converted["mean"] = tuple(float(v) for v in values["mean"])
+    converted["std"] = tuple(float(v) for v in values["std"])
+    if (schedule := values.get("elimination")) is not None:
+        converted["elimination"] = EliminationSchedule(
+            tuple(int(b) for b in schedule["blocks"]), float(schedule["keep_ratio"])
+        )
+    if (presence := values.get("presence")) is not None:
+        converted["presence"] = PresenceCalibration(
+            tuple(str(f) for f in presence["features"]),
+            tuple(float(w) for w in presence["weights"]),
+            float(presence["intercept"]),
+            str(presence["source"]),
+        )
+    return converted

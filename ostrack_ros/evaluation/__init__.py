@@ -1,0 +1,1 @@
+"""Benchmarks' protocols: datasets, metrics, runs and reports."""

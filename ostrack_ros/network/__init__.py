@@ -1,0 +1,1 @@
+"""The OSTrack network in torch, its checkpoints and its export."""

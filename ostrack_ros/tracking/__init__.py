@@ -1,0 +1,1 @@
+"""The tracker itself: NumPy and OpenCV only."""

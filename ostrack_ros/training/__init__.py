@@ -1,0 +1,1 @@
+"""Training of OSTrack networks on synthesised and recorded pairs (needs torch)."""
