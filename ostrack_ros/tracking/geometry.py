@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+class BoxError(ValueError):
+    """A box cannot be used. The message names the box and what is wrong with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """An axis-aligned box: top left corner and size, in pixels, as floats.
@@ -48,6 +52,9 @@ class Box:
     def is_valid(self) -> bool:
         """Finite, with a positive width and height."""
         return all(map(math.isfinite, self)) and self.width > 0 and self.height > 0
+
+    def __str__(self) -> str:
+        return f"box (x {self.x:g}, y {self.y:g}, {self.width:g} x {self.height:g})"
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.x, self.y, self.width, self.height))
