@@ -1,0 +1,88 @@
+"""The whole network, and the graph that engines run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD, Precision
+from ostrack_ros.network.head import CenterHead, Maps, decode, hann_window
+from ostrack_ros.network.variants import Variant
+from ostrack_ros.network.vit import VisionTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Maps of the head and what the backbone eliminated (see `vit.Features.removed`)."""
+
+    maps: Maps
+    removed: tuple[Tensor, ...]
+
+
+class OSTrack(nn.Module):
+    """Backbone and head, with the published checkpoints' parameter names."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        self.backbone = VisionTransformer(variant)
+        self.box_head = CenterHead(variant.embed_dim, variant.head_channels)
+
+    def forward(self, template: Tensor, search: Tensor, keep_ratio: float | None = None) -> Output:
+        """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X]; see
+        `VisionTransformer.forward` for `keep_ratio`."""
+        features = self.backbone(template, search, keep_ratio)
+        side = self.variant.score_size
+        tokens = features.tokens[:, self.variant.template_tokens :]
+        grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+        return Output(self.box_head(grid), features.removed)
+
+
+class OSTrackGraph(nn.Module):
+    """The exported graph: uint8 images in, one decoded box out (docs/graph.md)."""
+
+    def __init__(self, network: OSTrack, precision: Precision) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        self.precision = precision
+        self.register_buffer("window", hann_window(network.variant.score_size))
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        if precision == "fp16":
+            _absorb_normalisation(network)
+            network.half()
+            for tower, _ in CenterHead.TOWERS:
+                network.box_head.get_submodule(f"conv5_{tower}").float()
+        self.network = network
+
+    def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 RGB [B, Z, Z, 3] and [B, X, X, 3] -> `result` float32 [B, 6] (see `decode`) and
+        `score_map` float32 [B, S, S], before the window."""
+        maps = self.network(self._prepare(template), self._prepare(search)).maps
+        return decode(maps, self.window), maps.score[:, 0]  # type: ignore[arg-type]
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        if self.precision == "fp16":
+            return (image.permute(0, 3, 1, 2).half() - 128) * 2**-7
+        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _absorb_normalisation(network: OSTrack) -> None:
+    """Make the patch embedding expect (u8 - 128) / 128 instead of ImageNet-normalised values.
+
+    In fp16 this input is exact, and the rescaled weights stay far from subnormals, which dividing
+    them by 255 would not.
+    """
+    projection = network.backbone.patch_embed.proj
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
+    weight = projection.weight.double()
+    bias = projection.bias
+    assert bias is not None
+    shift = (weight * ((128 / 255 - mean) / std)).sum(dim=(1, 2, 3))
+    bias.copy_((bias.double() + shift).float())
+    projection.weight.copy_((weight * (128 / 255 / std)).float())

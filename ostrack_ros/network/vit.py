@@ -1,0 +1,160 @@
+"""The one-stream vision transformer: template and search tokens in one sequence.
+
+Parameter names are those of the published checkpoints, which follow timm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostrack_ros.network.elimination import (
+    Split,
+    central_token,
+    restore_tokens,
+    split_candidates,
+    take_tokens,
+)
+from ostrack_ros.network.variants import PATCH_SIZE, Variant
+
+LAYER_NORM_EPS = 1e-6
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """`tokens` [B, Nz + Nx, C], template first, with zeros where candidates were eliminated;
+    `removed`: their flat search-grid indices, int64 [B, n] for each eliminating block in order,
+    by falling attention."""
+
+    tokens: Tensor
+    removed: tuple[Tensor, ...]
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches -> tokens."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, H/16 * W/16, C]."""
+        tokens: Tensor = self.proj(images)
+        return tokens.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention that can also report one row of its softmax."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, row: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """`x` [B, N, C] -> the same shape, and the attention of token `row` to all tokens
+        [B, N] (mean over heads, in fp32 whatever the network's precision) if a row is asked for.
+        """
+        batch, count, dim = x.shape
+        qkv: Tensor = self.qkv(x)
+        qkv = qkv.reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+        if row is None:
+            return out, None
+        scale = (dim // self.heads) ** -0.5
+        logits = (query[:, :, row : row + 1] * scale) @ key.transpose(-2, -1)
+        return out, logits.float().softmax(dim=-1).mean(dim=1)[:, 0]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; candidates are eliminated between attention and MLP."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, MLP_RATIO * dim)
+
+    def forward(
+        self, x: Tensor, template_tokens: int, keep_ratio: float | None
+    ) -> tuple[Tensor, Split | None]:
+        """`x` [B, N, C]; with a `keep_ratio` fewer search tokens come out than went in."""
+        row = None if keep_ratio is None else central_token(template_tokens)
+        mixed, attention = self.attn(self.norm1(x), row)
+        x = x + mixed
+        split = None
+        if attention is not None and keep_ratio is not None:
+            split = split_candidates(attention[:, template_tokens:], keep_ratio)
+            search = take_tokens(x[:, template_tokens:], split.kept)
+            x = torch.cat([x[:, :template_tokens], search], dim=1)
+        return x + self.mlp(self.norm2(x)), split
+
+
+class VisionTransformer(nn.Module):
+    """Joint feature learning and relation modelling (OSTrack, section 3.1)."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        dim = variant.embed_dim
+        self.elimination = variant.elimination
+        self.patch_embed = PatchEmbed(dim)
+        self.pos_embed_z = nn.Parameter(torch.zeros(1, variant.template_tokens, dim))
+        self.pos_embed_x = nn.Parameter(torch.zeros(1, variant.score_size**2, dim))
+        self.blocks = nn.ModuleList(Block(dim, variant.heads) for _ in range(variant.depth))
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        nn.init.trunc_normal_(self.pos_embed_z, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed_x, std=0.02)
+
+    def forward(self, template: Tensor, search: Tensor, keep_ratio: float | None = None) -> Features:
+        """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X] -> Features.
+
+        `keep_ratio` replaces the schedule's own (the training warms it up from 1).
+        """
+        z = self.patch_embed(template) + self.pos_embed_z
+        x = self.patch_embed(search) + self.pos_embed_x
+        template_tokens, search_tokens = z.shape[1], x.shape[1]
+        tokens = torch.cat([z, x], dim=1)
+        positions: Tensor | None = None
+        removed: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            tokens, split = block(tokens, template_tokens, self._keep_ratio(index, keep_ratio))
+            if split is None:
+                continue
+            if positions is None:
+                removed.append(split.removed)
+                positions = split.kept
+            else:
+                removed.append(positions.gather(1, split.removed))
+                positions = positions.gather(1, split.kept)
+        tokens = self.norm(tokens)
+        if positions is not None:
+            restored = restore_tokens(tokens[:, template_tokens:], positions, search_tokens)
+            tokens = torch.cat([tokens[:, :template_tokens], restored], dim=1)
+        return Features(tokens, tuple(removed))
+
+    def _keep_ratio(self, block: int, override: float | None) -> float | None:
+        if self.elimination is None or block not in self.elimination.blocks:
+            return None
+        ratio = self.elimination.keep_ratio if override is None else override
+        return ratio if ratio < 1 else None
