@@ -5,13 +5,25 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-
-from ostrack_ros.tracking.frame import Frame
+from typing import Generic, Protocol, TypeVar
 
 _NANOSECONDS = 1_000_000_000
 
 
-class FrameHistory:
+class Stamped(Protocol):
+    """A frame, or anything that becomes one: with a stamp in ns and a constant size in bytes."""
+
+    @property
+    def stamp(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+StampedT = TypeVar("StampedT", bound=Stamped)
+
+
+class FrameHistory(Generic[StampedT]):
     """Frames in the order of their stamps, bounded in age and in bytes.
 
     A frame is dropped when it is more than `max_seconds` older than the newest one, or when the
@@ -28,11 +40,11 @@ class FrameHistory:
             )
         self._max_age = max_seconds * _NANOSECONDS
         self._max_bytes = max_bytes
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[StampedT] = deque()
         self._nbytes = 0
         self._lock = threading.Lock()
 
-    def append(self, frame: Frame) -> bool:
+    def append(self, frame: StampedT) -> bool:
         """Add the newest frame; return False if its stamp ran backwards and the rest was cleared.
 
         A frame with the newest stamp again replaces that one.
@@ -53,7 +65,7 @@ class FrameHistory:
                 self._nbytes -= self._frames.popleft().nbytes
             return in_order
 
-    def find(self, stamp: int, tolerance: int = 0) -> Frame | None:
+    def find(self, stamp: int, tolerance: int = 0) -> StampedT | None:
         """The frame nearest to `stamp`, if no more than `tolerance` ns away from it."""
         with self._lock:
             stamps = [frame.stamp for frame in self._frames]
@@ -64,7 +76,7 @@ class FrameHistory:
             best = min(near, key=lambda i: abs(stamps[i] - stamp))
             return self._frames[best] if abs(stamps[best] - stamp) <= tolerance else None
 
-    def after(self, stamp: int) -> list[Frame]:
+    def after(self, stamp: int) -> list[StampedT]:
         """All frames younger than `stamp`, oldest first."""
         with self._lock:
             frames = list(self._frames)
@@ -75,12 +87,12 @@ class FrameHistory:
             self._clear()
 
     @property
-    def newest(self) -> Frame | None:
+    def newest(self) -> StampedT | None:
         with self._lock:
             return self._frames[-1] if self._frames else None
 
     @property
-    def oldest(self) -> Frame | None:
+    def oldest(self) -> StampedT | None:
         with self._lock:
             return self._frames[0] if self._frames else None
 

@@ -224,6 +224,11 @@ class PresenceMonitor:
         self._stamp = stamp
         self._absent = 0.0
 
+    def lose(self) -> None:
+        """The target is out of sight for reasons no frame can tell (the camera stopped): LOST."""
+        if self._state is not TargetState.IDLE:
+            self._enter(TargetState.LOST)
+
     def reset(self) -> None:
         """No target: IDLE."""
         self._enter(TargetState.IDLE)

@@ -119,6 +119,11 @@ class Tracker:
         self._motion.start(box, frame.stamp)
         self._monitor.start(frame.stamp)
 
+    def lose(self) -> None:
+        """Treat the target as LOST, for instance because images stopped: it must prove itself."""
+        self._candidate = None
+        self._monitor.lose()
+
     def reset(self) -> None:
         """Forget the target; the state is IDLE."""
         self._template = None
