@@ -1,0 +1,45 @@
+"""A progress bar on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(total: int | None, unit: str = "frames") -> Iterator[Callable[[str], None]]:
+    """Show a bar; call what it gives once per step with a word on what is being done.
+
+    An unknown `total` shows steps and speed only. Without a terminal only the end is printed.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}  {{task.fields[speed]}}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task("", total=total, speed="")
+
+        def advance(description: str) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(
+                task,
+                advance=1,
+                description=description,
+                speed=f"{speed:.1f}/s" if speed else "",
+            )
+
+        yield advance
