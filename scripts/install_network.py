@@ -1,0 +1,60 @@
+"""Install torch and what `ostrack export` needs, where that is cheap.
+
+On Linux x86-64 PyPI's torch depends on several GB of CUDA packages, which nobody wants for a test
+run. The mode `auto` asks pip what it would fetch and declines such an installation; the tests that
+need torch then skip themselves with a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-network.txt"
+_CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
+
+
+def planned_packages() -> list[str]:
+    """Names of the packages that pip would install, from their metadata alone.
+
+    Raises:
+        subprocess.CalledProcessError: pip found no set of packages that fits.
+    """
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-"]
+    answer = subprocess.run(
+        [*command, "-r", str(REQUIREMENTS)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    plan = json.loads(answer.stdout)
+    return [item["metadata"]["name"].lower() for item in plan["install"]]
+
+
+def main() -> int:
+    """Install, or say why not. The exit status is pip's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=["auto", "yes", "no"])
+    mode = parser.parse_args().mode
+    if mode == "no":
+        print("torch is not installed (TORCH=no); tests that need it will be skipped.")
+        return 0
+    if mode == "auto":
+        try:
+            planned = planned_packages()
+        except subprocess.CalledProcessError:
+            print("pip finds no torch for this Python; tests that need it will be skipped.")
+            return 0
+        large = [name for name in planned if name.startswith(_CUDA_PREFIXES)]
+        if large:
+            print(
+                f"torch is not installed: PyPI's build would bring {len(large)} CUDA packages of "
+                "several GB. Tests that need it will be skipped; `make test TORCH=yes` installs it."
+            )
+            return 0
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
