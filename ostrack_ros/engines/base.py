@@ -6,7 +6,7 @@ ROS nor torch, and each imports its own runtime library only when it is construc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +34,7 @@ class Prediction:
     height: float
     score: float
     response: float
-    score_map: NDArray[np.float32]
+    score_map: NDArray[np.float32] = field(repr=False)
 
     @classmethod
     def from_outputs(

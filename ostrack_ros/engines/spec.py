@@ -30,7 +30,7 @@ class EliminationSchedule:
 
 @dataclass(frozen=True, slots=True)
 class PresenceCalibration:
-    """Logistic model that turns score statistics into the probability that the box is on the target.
+    """Logistic model from score statistics to the probability that the box is on the target.
 
     `features` names entries of `tracking.presence.ScoreStatistics`; `weights` has one weight each.
     `source` says on which data it was fitted.

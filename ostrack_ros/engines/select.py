@@ -1,0 +1,114 @@
+"""Choose and make an engine for a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostrack_ros.engines.base import Engine, EngineError
+from ostrack_ros.engines.models import Model, load_model
+from ostrack_ros.engines.runtime import BackendUnavailableError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[float | None, str], None]
+"""Called with the fraction done in [0, 1], None where nobody knows, and one line of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What a backend may want to know; each takes what concerns it.
+
+    `precision` is fp32, fp16 or bf16, None for the backend's safe choice; `threads` is the number
+    of CPU threads, None for the backend's choice; `device` is the index of the GPU;
+    `cache_directory` is where built engines are kept, None for the user's cache; `progress` hears
+    how far a build is.
+    """
+
+    precision: str | None = None
+    threads: int | None = None
+    device: int = 0
+    cache_directory: Path | None = None
+    progress: Progress | None = None
+
+
+def create_engine(
+    model: Path,
+    backend: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    device: int = 0,
+    cache_directory: Path | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Load `model` (an .onnx file with its sidecar) into an engine of the given backend.
+
+    `auto` takes the first of BACKENDS that works here and logs why the ones before did not. The
+    other arguments are those of EngineOptions.
+
+    Raises EngineError: for a damaged model, an unknown backend, or when the backend (with `auto`:
+    each of them) cannot run it, saying why.
+    """
+    if backend != "auto" and backend not in _MAKERS:
+        raise EngineError(f"backend is {backend!r}, expected auto, {', '.join(BACKENDS)}")
+    options = EngineOptions(precision, threads, device, cache_directory, progress)
+    loaded = load_model(model)
+    if backend != "auto":
+        return _MAKERS[backend](loaded, options)
+    reasons = []
+    for name in BACKENDS:
+        made = _attempt(name, loaded, options)
+        if not isinstance(made, EngineError):
+            log.info("using %s", made.description)
+            return made
+        log.info("not using %s: %s", name, made)
+        reasons.append(f"{name}: {made}")
+    raise EngineError(f"no backend can run {model}:\n" + "\n".join(f"- {r}" for r in reasons))
+
+
+def _attempt(backend: str, model: Model, options: EngineOptions) -> Engine | EngineError:
+    try:
+        return _MAKERS[backend](model, options)
+    except EngineError as error:
+        return error
+
+
+def _tensorrt(model: Model, options: EngineOptions) -> Engine:
+    try:
+        from ostrack_ros.engines.tensorrt import TensorRtEngine
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"this installation has no TensorRT adapter ({error})"
+        ) from error
+    engine: Engine = TensorRtEngine(
+        model.path,
+        precision=options.precision,
+        device=options.device,
+        cache_directory=options.cache_directory,
+        progress=options.progress,
+    )
+    return engine
+
+
+def _openvino(model: Model, options: EngineOptions) -> Engine:
+    from ostrack_ros.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(model, precision=options.precision, threads=options.threads)
+
+
+def _onnxruntime(model: Model, options: EngineOptions) -> Engine:
+    from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(model, precision=options.precision, threads=options.threads)
+
+
+_MAKERS: dict[str, Callable[[Model, EngineOptions], Engine]] = {
+    "tensorrt": _tensorrt,
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+}
+
+BACKENDS = tuple(_MAKERS)
+"""Names of the backends, in the order in which `auto` tries them."""
