@@ -85,7 +85,8 @@ def overlaps(predicted: FloatArray, truth: FloatArray) -> FloatArray:
         usable = (union > 0) & (predicted[:, 2:] > 0).all(axis=1) & (truth[:, 2:] > 0).all(axis=1)
     result = np.zeros(len(predicted))
     np.divide(shared, union, out=result, where=usable)
-    return result
+    # Rounding can lift equal boxes above 1, and so over the last threshold.
+    return np.minimum(result, 1.0)
 
 
 def center_distances(
@@ -95,7 +96,8 @@ def center_distances(
 
     In pixels or, `normalised`, with each axis in units of the true width and height.
     """
-    offsets = predicted[:, :2] + 0.5 * predicted[:, 2:] - truth[:, :2] - 0.5 * truth[:, 2:]
+    # Each centre on its own first: so equal boxes are exactly 0 apart, within threshold 0.
+    offsets = (predicted[:, :2] + 0.5 * predicted[:, 2:]) - (truth[:, :2] + 0.5 * truth[:, 2:])
     if normalised:
         offsets = offsets / truth[:, 2:]
     distances = np.hypot(offsets[:, 0], offsets[:, 1])
