@@ -109,7 +109,12 @@ class OpenVinoEngine:
             raise BackendUnavailableError(
                 f"{self._device_name()} does not compute in {precision}; use precision fp32"
             )
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned, the threads of every process would sit on the same first cores.
+            "ENABLE_CPU_PINNING": False,
+        }
         if threads is not None:
             if threads < 1:
                 raise EngineError(f"threads is {threads}, expected at least 1")

@@ -116,6 +116,16 @@ class ModelSpec:
             raise SpecError(f"{path}: {error}") from error
 
     def _check(self) -> None:
+        for name in (
+            "name",
+            "variant",
+            "licence",
+            "source_checkpoint",
+            "source_sha256",
+            "onnx_sha256",
+        ):
+            if not isinstance(getattr(self, name), str):
+                raise SpecError(f"{name} is {getattr(self, name)!r}, expected text")
         for name in ("template_size", "search_size", "score_size", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 4096:
@@ -136,17 +146,50 @@ def sidecar_path(model: Path) -> Path:
 
 def _convert(values: dict[str, Any]) -> dict[str, Any]:
     converted = dict(values)
-    converted["mean"] = tuple(float(v) for v in values["mean"])
-    converted["std"] = tuple(float(v) for v in values["std"])
-    if (schedule := values.get("elimination")) is not None:
-        converted["elimination"] = EliminationSchedule(
-            tuple(int(b) for b in schedule["blocks"]), float(schedule["keep_ratio"])
-        )
-    if (presence := values.get("presence")) is not None:
-        converted["presence"] = PresenceCalibration(
-            tuple(str(f) for f in presence["features"]),
-            tuple(float(w) for w in presence["weights"]),
-            float(presence["intercept"]),
-            str(presence["source"]),
-        )
+    for name in ("mean", "std"):
+        if name in values:
+            converted[name] = _numbers(name, values[name], length=3)
+    if any(value <= 0 for value in converted.get("std", ())):
+        raise ValueError(f"std is {values['std']!r}, expected positive numbers")
+    for name, read in (("elimination", _elimination), ("presence", _presence)):
+        if values.get(name) is not None:
+            if not isinstance(values[name], dict):
+                raise ValueError(f"{name} is {values[name]!r}, expected an object")
+            converted[name] = read(values[name])
     return converted
+
+
+def _elimination(values: dict[str, Any]) -> EliminationSchedule:
+    blocks = _numbers("elimination.blocks", _member("elimination", values, "blocks"))
+    ratio = _numbers("elimination.keep_ratio", [_member("elimination", values, "keep_ratio")])
+    return EliminationSchedule(tuple(int(block) for block in blocks), ratio[0])
+
+
+def _presence(values: dict[str, Any]) -> PresenceCalibration:
+    features = _member("presence", values, "features")
+    if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
+        raise ValueError(f"presence.features is {features!r}, expected a list of names")
+    return PresenceCalibration(
+        tuple(features),
+        _numbers("presence.weights", _member("presence", values, "weights")),
+        _numbers("presence.intercept", [_member("presence", values, "intercept")])[0],
+        str(_member("presence", values, "source")),
+    )
+
+
+def _member(owner: str, values: dict[str, Any], name: str) -> Any:
+    if name not in values:
+        raise ValueError(f"{owner}.{name} is missing")
+    return values[name]
+
+
+def _numbers(name: str, values: Any, length: int | None = None) -> tuple[float, ...]:
+    if (
+        not isinstance(values, list)
+        or (length is not None and len(values) != length)
+        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        or not all(map(math.isfinite, values))
+    ):
+        count = "" if length is None else f"{length} "
+        raise ValueError(f"{name} is {values!r}, expected {count}finite numbers")
+    return tuple(float(value) for value in values)

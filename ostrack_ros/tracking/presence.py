@@ -111,20 +111,26 @@ def score_statistics(prediction: Prediction) -> ScoreStatistics:
     return ScoreStatistics(prediction.score, prediction.response, peak, second, mean, apce, psr)
 
 
+def check_calibration(calibration: PresenceCalibration | None) -> None:
+    """Raise ValueError when a calibration names a feature that ScoreStatistics does not have."""
+    for name in calibration.features if calibration else ():
+        if name not in FEATURES:
+            raise ValueError(
+                f"the model's presence calibration uses the feature {name!r}, known are "
+                f"{', '.join(FEATURES)}; export the model again with this release"
+            )
+
+
 def confidence(
     statistics: ScoreStatistics, calibration: PresenceCalibration | None = None
 ) -> float:
     """Probability in [0, 1] that the box is on the target; DEFAULT_CALIBRATION if None is given.
 
-    Raises ValueError when the calibration names an unknown feature.
+    The calibration's features must have passed `check_calibration`.
     """
     calibration = calibration or DEFAULT_CALIBRATION
     logit = calibration.intercept
     for name, weight in zip(calibration.features, calibration.weights, strict=True):
-        if name not in FEATURES:
-            raise ValueError(
-                f"presence calibration uses the feature {name!r}, known are {', '.join(FEATURES)}"
-            )
         logit += weight * getattr(statistics, name)
     if math.isnan(logit):
         return 0.0

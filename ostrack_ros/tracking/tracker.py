@@ -18,6 +18,7 @@ from ostrack_ros.tracking.presence import (
     PresenceSettings,
     ScoreStatistics,
     TargetState,
+    check_calibration,
     confidence,
     score_statistics,
 )
@@ -70,11 +71,13 @@ class Estimate:
 class Tracker:
     """Follows one target at a time. Not thread-safe, except that `settings` may be replaced.
 
-    The box is kept as floats and never rounded (the published code's results depend on it).
-    Source: OSTrack, behaviour of lib/test/tracker/ostrack.py.
+    The box is kept as floats and never rounded (the published code's results depend on it). Raises
+    ValueError when the model's presence calibration is unknown to this release. Source: OSTrack,
+    behaviour of lib/test/tracker/ostrack.py.
     """
 
     def __init__(self, engine: Engine, settings: TrackerSettings | None = None) -> None:
+        check_calibration(engine.spec.presence)
         self.settings = settings or TrackerSettings()
         self._engine = engine
         self._monitor = PresenceMonitor()
