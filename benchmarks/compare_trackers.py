@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,6 +32,7 @@ from ostrack_ros.evaluation.plots import plot_curves
 from ostrack_ros.evaluation.report import comparison_table
 from ostrack_ros.evaluation.runner import Observation, TrackerFactory, evaluate_trackers
 from ostrack_ros.files import write_atomically
+from ostrack_ros.machine import describe_machine
 from ostrack_ros.progress import progress_bar
 from ostrack_ros.tracking.geometry import Box
 
@@ -84,7 +84,6 @@ def own_models(
         return {}
     from ostrack_ros.engines.models import resolve_model
     from ostrack_ros.engines.select import create_engine
-
     from ostrack_ros.evaluation.ostrack import ostrack_factory
 
     factories = {}
@@ -134,7 +133,7 @@ def main() -> int:
         print(f"left out: {name}: {reason}")
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": platform.processor() or platform.machine(),
+        "machine": describe_machine(),
         "opencv": cv2.__version__,
         "threads": arguments.threads,
         "left_out": skipped,

@@ -43,3 +43,27 @@ def progress_bar(total: int | None, unit: str = "frames") -> Iterator[Callable[[
             )
 
         yield advance
+
+
+@contextmanager
+def fraction_bar() -> Iterator[Callable[[float | None, str], None]]:
+    """Show a bar for work that reports a fraction in [0, 1] (None: unknown) and a line of text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(fraction: float | None, text: str) -> None:
+            if fraction is None:
+                progress.update(task, description=text)
+            else:
+                progress.update(task, total=1.0, completed=fraction, description=text)
+
+        yield report
