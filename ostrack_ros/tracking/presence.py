@@ -87,27 +87,25 @@ FEATURES: tuple[str, ...] = (
 def score_statistics(prediction: Prediction) -> ScoreStatistics:
     """Measure the score map of one prediction; a few tens of microseconds for 16 x 16 cells."""
     scores = prediction.score_map
-    side = scores.shape[1]
-    row, column = divmod(int(scores.argmax()), side)
-    peak = float(scores[row, column])
-    lowest = float(scores.min())
-    total = float(scores.sum(dtype=np.float64))
-    energy = float(np.vdot(scores, scores))
-    cells = scores.size
-    mean = total / cells
-    # mean((map - lowest)^2), expanded so that no temporary map is needed.
-    above = max(energy / cells - 2 * lowest * mean + lowest * lowest, 0.0)
-    apce = (peak - lowest) ** 2 / above if above > 1e-12 else 0.0
+    row, column = divmod(int(scores.argmax()), scores.shape[1])
+    peak, lowest = float(scores[row, column]), float(scores.min())
+    # Sums of what is above the lowest score: with the small differences of a flat map, sums of
+    # the scores themselves would cancel.
+    above = scores - np.float32(lowest)
+    total, energy = float(above.sum()), float(np.vdot(above, above))
+    height = peak - lowest
+    apce = height * height * scores.size / energy if energy > 0.0 else 0.0
 
-    lobe = scores[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
-    outside = cells - lobe.size
-    if outside == 0:
-        return ScoreStatistics(prediction.score, prediction.response, peak, 0.0, mean, apce, 0.0)
-    side_mean = (total - float(lobe.sum(dtype=np.float64))) / outside
-    side_energy = (energy - float(np.vdot(lobe, lobe))) / outside
-    deviation = math.sqrt(max(side_energy - side_mean * side_mean, 0.0))
-    psr = (peak - side_mean) / max(deviation, _EPSILON)
-    second = _maximum_outside(scores, row, column)
+    lobe = above[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+    outside = scores.size - lobe.size
+    second, psr = 0.0, 0.0
+    if outside:
+        second = _maximum_outside(scores, row, column)
+        side_mean = (total - float(lobe.sum())) / outside
+        side_energy = (energy - float(np.vdot(lobe, lobe))) / outside
+        deviation = math.sqrt(max(side_energy - side_mean * side_mean, 0.0))
+        psr = (height - side_mean) / max(deviation, _EPSILON)
+    mean = lowest + total / scores.size
     return ScoreStatistics(prediction.score, prediction.response, peak, second, mean, apce, psr)
 
 
@@ -206,8 +204,8 @@ class PresenceMonitor:
         self.settings = settings or PresenceSettings()
         self._state = TargetState.IDLE
         self._stamp = 0
-        self._since = 0.0
-        self._absent = 0.0
+        self._dwelt = 0
+        self._absent = 0
         self._confirmed = 0
 
     @property
@@ -217,7 +215,7 @@ class PresenceMonitor:
     @property
     def seconds_absent(self) -> float:
         """Seconds since the target was last measured, 0 while it is."""
-        return self._absent
+        return self._absent / _NANOSECONDS
 
     @property
     def frames_confirmed(self) -> int:
@@ -228,7 +226,7 @@ class PresenceMonitor:
         """A person pointed at the target on the frame of `stamp`: TRACKING."""
         self._enter(TargetState.TRACKING)
         self._stamp = stamp
-        self._absent = 0.0
+        self._absent = 0
 
     def lose(self) -> None:
         """The target is out of sight for reasons no frame can tell (the camera stopped): LOST."""
@@ -238,7 +236,7 @@ class PresenceMonitor:
     def reset(self) -> None:
         """No target: IDLE."""
         self._enter(TargetState.IDLE)
-        self._absent = 0.0
+        self._absent = 0
 
     def update(self, probability: float, stamp: int) -> TargetState:
         """Take the confidence of the frame of `stamp` (ns) and return the new state.
@@ -248,7 +246,8 @@ class PresenceMonitor:
         if self._state is TargetState.IDLE:
             raise RuntimeError("there is no target: call start() first")
         settings = self.settings
-        elapsed = max(0, stamp - self._stamp) / _NANOSECONDS
+        elapsed = max(0, stamp - self._stamp)
+        lost_after = _to_nanoseconds(settings.lost_after)
         self._stamp = stamp
         if self._state is TargetState.LOST:
             self._absent += elapsed
@@ -259,7 +258,7 @@ class PresenceMonitor:
             self._absent += elapsed
             # A confident frame after a long gap must still prove itself: stale images, a paused
             # camera and a look-alike in the old place all look like this.
-            if self._absent >= settings.lost_after:
+            if self._absent >= lost_after:
                 self._enter(TargetState.LOST)
                 self._confirmed = int(probability >= settings.trust_above)
                 if self._confirmed >= settings.confirm_frames:
@@ -269,7 +268,7 @@ class PresenceMonitor:
         elif probability < settings.absent_below:
             self._enter(TargetState.COASTING)
             self._absent = elapsed
-            if self._absent >= settings.lost_after:
+            if self._absent >= lost_after:
                 self._enter(TargetState.LOST)
         elif self._state is TargetState.TRACKING:
             self._dwell(
@@ -287,20 +286,25 @@ class PresenceMonitor:
             )
         return self._state
 
-    def _dwell(self, holds: bool, elapsed: float, needed: float, target: TargetState) -> None:
-        """Enter `target` once the condition has held for `needed` seconds of frames."""
-        self._since = self._since + elapsed if holds else 0.0
-        if holds and self._since >= needed:
+    def _dwell(self, holds: bool, elapsed: int, seconds: float, target: TargetState) -> None:
+        """Enter `target` once the condition has held for so many seconds of frames."""
+        self._dwelt = self._dwelt + elapsed if holds else 0
+        if holds and self._dwelt >= _to_nanoseconds(seconds):
             self._enter(target)
 
     def _measured(self, state: TargetState) -> None:
         self._enter(state)
-        self._absent = 0.0
+        self._absent = 0
 
     def _enter(self, state: TargetState) -> None:
         self._state = state
-        self._since = 0.0
+        self._dwelt = 0
         self._confirmed = 0
+
+
+def _to_nanoseconds(seconds: float) -> int:
+    """Stamps are integers, so that twice 50 ms are 100 ms and not a little less."""
+    return round(seconds * _NANOSECONDS)
 
 
 def _logit(value: float) -> float:
