@@ -6,6 +6,7 @@ import builtins
 import importlib
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,3 +252,13 @@ def test_a_damaged_model_is_not_blamed_on_the_backends(model: Path) -> None:
     model.write_bytes(b"cut off")
     with pytest.raises(EngineError, match="not the file its sidecar"):
         create_engine(model)
+
+
+def test_a_cancelled_auto_does_not_try_the_next(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "ostrack_ros.engines.tensorrt")
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(EngineError, match="TensorRT"):
+        create_engine(model, cancel=cancel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,18 @@ class EngineOptions:
 
     `precision` is fp32, fp16 or bf16, None for the backend's safe choice; `threads` is the number
     of CPU threads, None for the backend's choice; `device` is the index of the GPU;
-    `cache_directory` is where built engines are kept, None for the user's cache; `progress` hears
-    how far a build is.
+    `cache_directory` is where built engines are kept, None for the user's cache; `fallback` says
+    what TensorRT does when its engine disagrees with the model; `progress` hears how far a build
+    is, and setting `cancel` stops it.
     """
 
     precision: str | None = None
     threads: int | None = None
     device: int = 0
     cache_directory: Path | None = None
+    fallback: str = "cpu"
     progress: Progress | None = None
+    cancel: threading.Event | None = None
 
 
 def create_engine(
@@ -41,7 +45,9 @@ def create_engine(
     threads: int | None = None,
     device: int = 0,
     cache_directory: Path | None = None,
+    fallback: str = "cpu",
     progress: Progress | None = None,
+    cancel: threading.Event | None = None,
 ) -> Engine:
     """Load `model` (an .onnx file with its sidecar) into an engine of the given backend.
 
@@ -53,7 +59,7 @@ def create_engine(
     """
     if backend != "auto" and backend not in _MAKERS:
         raise EngineError(f"backend is {backend!r}, expected auto, {', '.join(BACKENDS)}")
-    options = EngineOptions(precision, threads, device, cache_directory, progress)
+    options = EngineOptions(precision, threads, device, cache_directory, fallback, progress, cancel)
     loaded = load_model(model)
     if backend != "auto":
         return _MAKERS[backend](loaded, options)
@@ -72,6 +78,8 @@ def _attempt(backend: str, model: Model, options: EngineOptions) -> Engine | Eng
     try:
         return _MAKERS[backend](model, options)
     except EngineError as error:
+        if options.cancel is not None and options.cancel.is_set():
+            raise
         return error
 
 
@@ -82,14 +90,15 @@ def _tensorrt(model: Model, options: EngineOptions) -> Engine:
         raise BackendUnavailableError(
             f"this installation has no TensorRT adapter ({error})"
         ) from error
-    engine: Engine = TensorRtEngine(
-        model.path,
+    return TensorRtEngine(
+        model,
         precision=options.precision,
         device=options.device,
         cache_directory=options.cache_directory,
+        fallback=options.fallback,
         progress=options.progress,
+        cancel=options.cancel,
     )
-    return engine
 
 
 def _openvino(model: Model, options: EngineOptions) -> Engine:
