@@ -27,7 +27,6 @@ export VIRTUAL_ENV := $(PREFIX)
 export PATH := $(BIN):$(PATH)
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export FASTDDS_DEFAULT_PROFILES_FILE := $(CURDIR)/config/fastdds_shm.xml
-export FASTRTPS_DEFAULT_PROFILES_FILE := $(CURDIR)/config/fastdds_shm.xml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # From an activated environment or a sourced distro these would reach the new one.
 unexport PYTHONPATH PYTHONHOME _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
@@ -97,7 +96,8 @@ jazzy:
 
 .PHONY: jazzy-tests
 jazzy-tests: $(STAMPS)/jazzy
-	@cd test && $(BIN)/python -P -m pytest -p no:cacheprovider $(ARGS)
+	@cd test && unset FASTDDS_DEFAULT_PROFILES_FILE && \
+	  FASTRTPS_DEFAULT_PROFILES_FILE=$(CURDIR)/config/fastdds_shm.xml $(BIN)/python -P -m pytest -p no:cacheprovider $(ARGS)
 
 $(STAMPS)/jazzy: requirements.txt requirements-ros-jazzy.txt requirements-build.txt \
   requirements-dev.txt $(STAMPS)/python $(PACKAGE_SOURCES) $(shell find ostrack_ros -name '*.py')
