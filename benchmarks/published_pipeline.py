@@ -136,10 +136,9 @@ class PublishedPipeline:
         keep_ratio: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         cross = attention[:, :, :template_count, template_count:]
-        mask = (
-            self._central.unsqueeze(1).unsqueeze(-1).expand(-1, cross.shape[1], -1, cross.shape[3])
-        )
-        cross = cross[mask].view(1, cross.shape[1], -1, cross.shape[3]).mean(dim=2).mean(dim=1)
+        heads, candidates = cross.shape[1], cross.shape[3]
+        mask = self._central.unsqueeze(1).unsqueeze(-1).expand(-1, heads, -1, candidates)
+        cross = cross[mask].view(1, heads, -1, candidates).mean(dim=2).mean(dim=1)
         order = torch.sort(cross, dim=1, descending=True).indices
         keep = math.ceil(keep_ratio * candidates)
         kept, dropped = order[:, :keep], order[:, keep:]
