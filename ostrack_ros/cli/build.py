@@ -24,28 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a shipped name or the path of an .onnx file (default: %(default)s)",
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16"), help="(default: fp16 where the GPU has it)"
+        "--precision", choices=("fp32", "fp16"), help="(default: that of the model)"
     )
     parser.add_argument("--device", type=int, default=0, help="index of the GPU (default: 0)")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="(default: ostrack_ros in the user's cache)"
     )
+    parser.add_argument("--force", action="store_true", help="build even if it was built before")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ostrack_ros.engines.models import resolve_model
-    from ostrack_ros.engines.select import create_engine
+    from ostrack_ros.engines.tensorrt import build_engine
     from ostrack_ros.progress import fraction_bar
 
+    model = resolve_model(arguments.model)
     with fraction_bar() as progress:
-        engine = create_engine(
-            resolve_model(arguments.model),
-            backend="tensorrt",
+        report = build_engine(
+            model,
             precision=arguments.precision,
             device=arguments.device,
             cache_directory=arguments.cache,
+            force=arguments.force,
             progress=progress,
         )
-    print(f"ready: {engine.description}")
-    engine.close()
+    print(report.summary())
     return 0

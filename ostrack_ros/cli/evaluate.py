@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how well does the confidence tell whether the box is on the target (IoU > 0.5)?",
     )
     parser.add_argument(
-        "--contact-sheets", action="store_true", help="frames of each sequence as sheets/*.jpg"
+        "--contact-sheets", action="store_true", help="frames of each sequence as sheets/*.png"
     )
 
 
@@ -92,7 +92,7 @@ def _write(report: Report, folder: Path, *, sheets: bool) -> None:
     plot_overlaps(report, folder / "overlaps.png")
     if sheets:
         for row in report.sequences:
-            write_contact_sheet(row, folder / "sheets" / f"{row.sequence.name}.jpg")
+            write_contact_sheet(row, folder / "sheets" / f"{row.sequence.name}.png")
 
 
 def _judge_presence(report: Report, folder: Path | None, console: Console) -> None:
@@ -116,4 +116,4 @@ def _judge_presence(report: Report, folder: Path | None, console: Console) -> No
 
 
 def _figure(area: float | None) -> str:
-    return "undefined, all frames alike" if area is None else f"{area:.3f}"
+    return "undefined" if area is None else f"{area:.3f}"

@@ -60,12 +60,12 @@ def plot_overlaps(report: Report, path: Path) -> None:
     for panel, row in zip(panels, rows, strict=True):
         frames = np.arange(len(row.sequence))
         panel.fill_between(
-            frames, overlaps(row.run.boxes, row.sequence.truth), alpha=0.35, label="overlap"
+            frames, overlaps(row.run.boxes, row.sequence.truth), color="0.8", label="overlap"
         )
         panel.plot(frames, row.run.confidence, label="confidence", linewidth=1)
         panel.plot(frames, row.run.score, label="score", linewidth=1, linestyle=":")
         for frame in np.flatnonzero(row.sequence.absent):
-            panel.axvspan(frame - 0.5, frame + 0.5, color="0.8", zorder=0)
+            panel.axvspan(frame - 0.5, frame + 0.5, color="mistyrose", zorder=0)
         panel.set(ylim=(0, 1.02), xlim=(0, max(1, len(frames) - 1)))
         panel.set_ylabel(row.sequence.name, rotation=0, ha="right", fontsize="small")
     panels[0].legend(fontsize="x-small", ncols=3, loc="lower left")

@@ -15,11 +15,11 @@ from ostrack_ros.evaluation.report import SequenceReport
 from ostrack_ros.files import write_atomically
 from ostrack_ros.tracking.geometry import Box
 
-_TILE_WIDTH = 480
+_TILE_WIDTH = 400
 
 
 def write_contact_sheet(row: SequenceReport, path: Path, tiles: int = 12, columns: int = 4) -> None:
-    """Write `tiles` evenly spaced frames of a run as one JPEG.
+    """Write `tiles` evenly spaced frames of a run as one image.
 
     White is the ground truth; the tracker's box is green where they overlap by more than half,
     red where they do not, amber where the target is absent.
