@@ -58,9 +58,10 @@ def fraction_bar() -> Iterator[Callable[[float | None, str], None]]:
         TextColumn("{task.description}"),
         console=Console(stderr=True),
     ) as progress:
-        task = progress.add_task("", total=None)
 
         def report(fraction: float | None, text: str) -> None:
+            # The bar appears with the first report, so that an error before it stands alone.
+            task = progress.task_ids[0] if progress.task_ids else progress.add_task("", total=None)
             if fraction is None:
                 progress.update(task, description=text)
             else:

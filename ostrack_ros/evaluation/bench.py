@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,28 @@ if TYPE_CHECKING:
 
 STAGES = ("crop", "inference", "decode", "presence")
 WHOLE, BARE = "update", "bare engine"
+DEVICE_STAGES = ("copy to GPU", "network on GPU", "copy from GPU")
 _WARM_UP = 10
 _FRAME_INTERVAL = 1_000_000_000 // 30
+
+
+class DeviceTimings(Protocol):
+    """GPU milliseconds of one run."""
+
+    @property
+    def to_device(self) -> float: ...
+    @property
+    def execute(self) -> float: ...
+    @property
+    def to_host(self) -> float: ...
+
+
+@runtime_checkable
+class DeviceEngine(Protocol):
+    """An engine that can tell where its time on a GPU goes."""
+
+    def measure(self) -> DeviceTimings:
+        """Run the last inputs once more, timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,8 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class BenchResult:
     """Timings by stage; `update` is a whole Tracker.update, `bare engine` one inference on
-    constant inputs. `inference` includes the copies to and from a GPU."""
+    constant inputs. `inference` includes the copies to and from a GPU; on a GPU, DEVICE_STAGES
+    tell them apart by the GPU's own clock."""
 
     model: str
     engine: str
@@ -93,6 +114,7 @@ def run_bench(
         yield
         seconds[name].append(time.perf_counter() - start)
 
+    device = engine if isinstance(engine, DeviceEngine) else None
     place = box
     for frame in frames:
         with timed(WHOLE):
@@ -108,6 +130,12 @@ def run_bench(
             confidence(score_statistics(prediction), spec.presence)
         with timed(BARE):
             engine.infer(template, constant)
+        if device is not None:
+            gpu = device.measure()
+            for name, value in zip(
+                DEVICE_STAGES, (gpu.to_device, gpu.execute, gpu.to_host), strict=True
+            ):
+                seconds.setdefault(name, []).append(1e-3 * value)
         place = estimate.box or found
     return BenchResult(
         spec.name,
@@ -142,13 +170,12 @@ def bench_table(result: BenchResult) -> Table:
     for heading in ("median ms", "p95 ms", "share"):
         table.add_column(heading, justify="right")
     whole = result.timings[WHOLE].median
-    for name in (*STAGES, WHOLE, BARE):
-        timing = result.timings[name]
+    for name, timing in result.timings.items():
         table.add_row(
             name,
             f"{timing.median:.3f}",
             f"{timing.p95:.3f}",
             f"{100 * timing.median / whole:.1f} %",
-            end_section=name == STAGES[-1],
+            end_section=name in (STAGES[-1], BARE),
         )
     return table
