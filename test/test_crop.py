@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ostrack_ros.tracking import crop as crop_module
 from ostrack_ros.tracking.crop import MAX_SIDE, CropError, crop_region, crop_side
 from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box, BoxError
+from ostrack_ros.tracking.resample import matches_opencv, shrink_on_black
 
 NOISE = np.random.default_rng(0).integers(0, 256, (600, 800, 4), dtype=np.uint8)
 
@@ -126,7 +128,12 @@ def test_equals_reference(
     ],
     ids=str,
 )
-def test_equals_reference_for_huge_boxes(pixel_format: PixelFormat, box: Box) -> None:
+@pytest.mark.parametrize("known_opencv", [True, False])
+def test_equals_reference_for_huge_boxes(
+    pixel_format: PixelFormat, box: Box, known_opencv: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known_opencv:
+        monkeypatch.setattr(crop_module, "matches_opencv", lambda: False)
     pixels = image(800, 600, pixel_format)
     crop = crop_region(Frame(pixels, pixel_format, 0), box, 4.0, 256)
     np.testing.assert_array_equal(
@@ -143,6 +150,30 @@ def test_equals_reference_when_shrinking_by_two(factor: float) -> None:
         crop = crop_region(Frame(NOISE, PixelFormat.BGRA, 0), box, factor, 128)
         expected = reference(to_rgb(NOISE, PixelFormat.BGRA), box, factor, 128)
         np.testing.assert_array_equal(crop.pixels, expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 120),
+    height=st.integers(1, 120),
+    side=st.integers(70, 1400),
+    left=st.integers(0, 1399),
+    top=st.integers(0, 1399),
+    size=st.sampled_from([8, 32, 64]),
+    channels=st.sampled_from([(), (3,), (4,)]),
+)
+def test_shrinking_on_black_equals_resizing_the_square(
+    width: int, height: int, side: int, left: int, top: int, size: int, channels: tuple[int, ...]
+) -> None:
+    assert matches_opencv(), "this OpenCV computes otherwise: crops fall back to a canvas"
+    left, top = left % side, top % side
+    pixels = NOISE[: min(height, side - top), : min(width, side - left)]
+    pixels = pixels[..., : channels[0]] if channels else pixels[..., 0]
+    square = np.zeros((side, side, *channels), np.uint8)
+    square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    np.testing.assert_array_equal(
+        shrink_on_black(pixels, left, top, side, size), cv2.resize(square, (size, size))
+    )
 
 
 def test_touching_the_edge_blacks_the_last_column_and_row() -> None:
