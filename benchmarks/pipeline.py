@@ -15,7 +15,6 @@ import json
 import sys
 import tempfile
 import time
-import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,9 +22,12 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(1, str(ROOT / "test"))
 
 from published_pipeline import PublishedPipeline, torch_threads
+from seeded_weights import seeded_state
 
 from ostrack_ros.engines.select import create_engine
 from ostrack_ros.evaluation.bench import Timing, made_up_frames
@@ -39,7 +41,7 @@ from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box, iou
 from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 WARM_UP = 3
 
 
@@ -48,42 +50,9 @@ def load(variant: str, checkpoint: Path | None) -> OSTrack:
     if checkpoint:
         load_network(network, read_weights(checkpoint))
     else:
-        seed_weights(network)
+        # Under these maps have peaks and boxes move, unlike with a fresh initialisation.
+        network.load_state_dict(seeded_state(network, seed=7))
     return network.eval()
-
-
-@torch.no_grad()
-def seed_weights(network: OSTrack, seed: int = 7) -> None:
-    """Random weights under which maps have peaks and boxes move, unlike with an initialisation."""
-    for key, tensor in network.state_dict().items():
-        noise = np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(
-            tuple(tensor.shape)
-        )
-        tensor.copy_(torch.from_numpy(np.asarray(_value(key, noise))))
-
-
-def _value(key: str, noise: np.ndarray) -> np.ndarray:
-    special = {
-        "box_head.conv5_size.bias": np.full_like(noise, np.log(0.25 / 0.75)),
-        "box_head.conv5_size.weight": 0.05 * noise,
-        "box_head.conv5_ctr.weight": 0.08 * noise,
-        "box_head.conv5_offset.weight": 0.08 * noise,
-        "box_head.conv5_offset.bias": np.full_like(noise, 0.5),
-        "box_head.conv5_ctr.bias": np.full_like(noise, -2.0),
-    }
-    if key.endswith("num_batches_tracked"):
-        return np.zeros_like(noise)
-    if key.endswith("running_var"):
-        return 1 + 0.2 * np.tanh(noise)
-    if key.endswith("running_mean"):
-        return 0.1 * noise
-    if "pos_embed" in key:
-        return 0.3 * noise
-    if key in special:
-        return special[key]
-    if noise.ndim == 1:
-        return 1 + 0.1 * noise if key.endswith("weight") else 0.05 * noise
-    return noise * 1.5 / np.sqrt(np.prod(noise.shape[1:]))
 
 
 def main() -> int:
@@ -92,6 +61,7 @@ def main() -> int:
     )
     parser.add_argument("--variant", default="vitb_256_ce")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", type=Path, help="the same weights, already exported as ONNX")
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--threads", type=int, help="of both (default: each its own choice)")
     parser.add_argument("--frames", type=int, default=30)
@@ -101,7 +71,7 @@ def main() -> int:
     network = load(arguments.variant, arguments.checkpoint)
     images, box = made_up_frames(854, 480, WARM_UP + arguments.frames + 1)
     with tempfile.TemporaryDirectory() as folder:
-        model = export_network(
+        model = arguments.model or export_network(
             network,
             "fp32",
             Path(folder) / f"{arguments.variant}.onnx",
