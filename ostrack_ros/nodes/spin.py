@@ -30,8 +30,8 @@ def run_node(
     Errors in callbacks are logged and survived. A node with a method `close` has it called before
     it is destroyed.
     """
-    # rclpy's own handler ends the spinning; an exception raised anywhere, as Python's default handler
-    # would do after it, could only interrupt the orderly end.
+    # rclpy's own handler ends the spinning. Python's, which runs after it, would raise an exception
+    # anywhere, and could only interrupt the orderly end.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=None if args is None else list(args))
     try:
