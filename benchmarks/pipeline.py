@@ -22,9 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(1, str(ROOT / "test"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "test"))
 
 from published_pipeline import PublishedPipeline, torch_threads
 from seeded_weights import seeded_state
@@ -41,7 +40,7 @@ from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box, iou
 from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3
 
 
