@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -154,12 +155,11 @@ class EngineCache:
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.directory.mkdir(mode=0o700)
+            if not self.directory.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             _check_secure(self.directory)
         except OSError as error:
-            raise CacheError(
-                f"cannot use the engine cache {self.directory}: {error.strerror or error}; choose "
-                f"another folder with the parameter or the variable {DIRECTORY_VARIABLE}"
-            ) from error
+            raise self._unusable(error) from error
 
     def path(self, key: EngineKey, model: str) -> Path:
         """Where the engine of `key` lies or would lie; `model` only makes the name readable."""
@@ -245,7 +245,11 @@ class EngineCache:
         Raises CacheError as `prepare` does, and BuildCancelled when `cancel` is set meanwhile.
         """
         self.prepare()
-        descriptor = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.directory / _LOCK, flags, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             waited = self._acquire(descriptor, waiting, cancel)
             os.ftruncate(descriptor, 0)
@@ -262,6 +266,12 @@ class EngineCache:
             with contextlib.suppress(OSError):
                 found.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(found)]
+
+    def _unusable(self, error: OSError) -> CacheError:
+        return CacheError(
+            f"cannot use the engine cache {self.directory}: {error.strerror or error}; choose "
+            f"another folder with the parameter or the variable {DIRECTORY_VARIABLE}"
+        )
 
     def _acquire(
         self,

@@ -96,15 +96,13 @@ class SelfTestReport:
 
     def summary(self) -> str:
         """One line with the largest differences, or with everything that is off."""
-        if not self.passed:
-            reasons = [
-                f"{case.name}: {', '.join(failures)}"
-                for case in self.cases
-                if (failures := case.failures(self.tolerance))
-            ]
+        failing = [case for case in self.cases if case.failures(self.tolerance)]
+        if failing:
             return (
-                f"{self.engine} does not agree with {self.reference} on {len(reasons)} of "
-                f"{len(self.cases)} stored inputs ({'; '.join(reasons)})"
+                f"{self.engine} does not agree with {self.reference} on {len(failing)} of "
+                f"{len(self.cases)} stored inputs ("
+                + "; ".join(f"{c.name}: {', '.join(c.failures(self.tolerance))}" for c in failing)
+                + ")"
             )
         figures = []
         for name in ("box", "score", "score_map"):

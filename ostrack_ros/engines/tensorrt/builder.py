@@ -44,6 +44,10 @@ def build_plan(
         f"building {model.spec.name} for {api.name} in {precision}", expected_seconds, phases
     )
 
+    if api.is_rtx and cuda is not None and not targets:
+        # By default it compiles for every GPU family, which takes that many times as long.
+        targets = ("CURRENT",)
+
     def work(stop: threading.Event) -> bytes:
         if cuda is not None:
             cuda.activate()
