@@ -1,0 +1,95 @@
+"""The benchmarks run, and the pipeline they compare with finds the boxes that ours finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sequences import moving_boxes, write_otb
+from synthetic_model import write_red_blob_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_compare_trackers_writes_its_table(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the test's model is written with onnx: pip install onnx")
+    pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install matplotlib")
+    write_otb(tmp_path / "data" / "a", moving_boxes(4))
+    write_red_blob_model(tmp_path / "red_blob.onnx")
+    command = [sys.executable, "benchmarks/compare_trackers.py", "--dataset", tmp_path / "data"]
+    command += ["--model", tmp_path / "red_blob.onnx", "--output", tmp_path / "results"]
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "red_blob" in done.stdout
+    record = json.loads((tmp_path / "results" / "compare_trackers.json").read_text())
+    assert "red_blob" in record["trackers"]
+    assert "NanoTrack v2" in record["left_out"]
+    assert (tmp_path / "results" / "compare_trackers.png").stat().st_size > 1000
+
+
+def test_published_pipeline_finds_our_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="runs the network eagerly: pip install torch")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from published_pipeline import PublishedPipeline
+    from seeded_weights import seeded_state
+
+    from ostrack_ros.engines.base import Prediction
+    from ostrack_ros.engines.spec import EliminationSchedule
+    from ostrack_ros.evaluation.bench import made_up_frames
+    from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph
+    from ostrack_ros.network.variants import Variant
+    from ostrack_ros.tracking.frame import Frame, PixelFormat
+    from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
+
+    variant = Variant(
+        "small", 48, 3, 3, elimination=EliminationSchedule((1, 2), 0.7), head_channels=16
+    )
+    network = OSTrack(variant)
+    network.load_state_dict(seeded_state(network, 3))
+    network.eval()
+
+    class TorchEngine:
+        spec = variant_spec(variant)
+        graph = OSTrackGraph(network, "fp32").eval()
+
+        @torch.no_grad()
+        def infer(self, template: np.ndarray, search: np.ndarray) -> Prediction:
+            images = (torch.from_numpy(image)[None] for image in (template, search))
+            result, scores = self.graph(*images)
+            return Prediction.from_outputs(result[0].numpy(), scores[0].numpy())
+
+    images, box = made_up_frames(320, 240, 12)
+    ours = Tracker(TorchEngine(), TrackerSettings(presence=None))
+    published = PublishedPipeline(network)
+    ours.init(Frame(images[0], PixelFormat.RGB, 0), box)
+    published.init(images[0], box)
+    for index, image in enumerate(images[1:], start=1):
+        found = ours.update(Frame(image, PixelFormat.RGB, index)).box
+        np.testing.assert_allclose(tuple(found), tuple(published.update(image)), atol=0.02)
+
+
+def variant_spec(variant):
+    from ostrack_ros.engines.spec import ModelSpec
+
+    return ModelSpec(
+        name=variant.name,
+        variant=variant.name,
+        template_size=variant.template_size,
+        search_size=variant.search_size,
+        template_factor=variant.template_factor,
+        search_factor=variant.search_factor,
+        score_size=variant.score_size,
+        precision="fp32",
+        elimination=variant.elimination,
+        parameters=0,
+        licence="none",
+        source_checkpoint="seeded",
+        source_sha256="0",
+        onnx_sha256="0",
+    )
