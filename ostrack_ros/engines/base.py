@@ -6,8 +6,9 @@ ROS nor torch, and each imports its own runtime library only when it is construc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,3 +65,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the runtime's memory. Calling it twice is harmless."""
+
+
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that runs several pairs at once, for models exported with a batch."""
+
+    def infer_batch(
+        self, templates: Sequence[NDArray[np.uint8]], searches: Sequence[NDArray[np.uint8]]
+    ) -> list[Prediction]:
+        """Predict for 1 to `spec.batch` pairs of images; see `infer`."""
