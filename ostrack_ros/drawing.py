@@ -25,14 +25,17 @@ def draw_box(image: NDArray[np.uint8], box: Box, colour: Colour, thickness: int 
 
 
 def draw_label(
-    image: NDArray[np.uint8], text: str, colour: Colour = WHITE, origin: tuple[int, int] = (8, 8)
+    image: NDArray[np.uint8], text: str, colour: Colour = WHITE, origin: tuple[int, int] = (0, 0)
 ) -> None:
-    """Write a line of ASCII text with its top left corner at `origin`, in place."""
+    """Write a line of ASCII text on a dark plate with its top left corner at `origin`, in place."""
+    font = cv2.FONT_HERSHEY_SIMPLEX
     scale = max(0.4, min(image.shape[0], 1080) / 900)
     weight = max(1, round(1.6 * scale))
-    (_, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
-    place = (origin[0], origin[1] + height)
-    cv2.putText(
-        image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), weight + 2, cv2.LINE_AA
-    )
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, weight, cv2.LINE_AA)
+    margin = round(8 * scale)
+    (width, height), below = cv2.getTextSize(text, font, scale, weight)
+    x, y = origin
+    # A plate and not an outline: OpenCV 5 sets bolder letters wider, so that the two drift apart.
+    plate = image[y : y + height + below + 2 * margin, x : x + width + 2 * margin]
+    plate //= 4
+    place = (x + margin, y + margin + height)
+    cv2.putText(image, text, place, font, scale, colour, weight, cv2.LINE_AA)
