@@ -584,7 +584,7 @@ def replay_stride(pending: int, seconds_left: float, update_seconds: float) -> i
     1 processes the next one, `pending` jumps to the newest. At a steady update time each image is
     skipped as evenly as can be: a target is easiest to follow in equal steps.
     """
-    if update_seconds <= 0:
+    if update_seconds <= 0 or pending * update_seconds <= seconds_left:
         return 1
     updates = max(1, math.floor(seconds_left / update_seconds))
     return min(pending, math.ceil(pending / updates))
