@@ -65,9 +65,10 @@ class OSTrackGraph(nn.Module):
         return decode(maps, self.window), maps.score[:, 0]  # type: ignore[arg-type]
 
     def _prepare(self, image: Tensor) -> Tensor:
+        # The cast comes first: TensorRT lets nothing else touch an uint8 input.
         if self.precision == "fp16":
-            return (image.permute(0, 3, 1, 2).half() - 128) * 2**-7
-        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std  # type: ignore[operator]
+            return (image.half().permute(0, 3, 1, 2) - 128) * 2**-7
+        return (image.float().permute(0, 3, 1, 2) - self.mean) / self.std  # type: ignore[operator]
 
 
 @torch.no_grad()

@@ -70,7 +70,8 @@ class Attention(nn.Module):
             return out, None
         scale = (dim // self.heads) ** -0.5
         logits = (query[:, :, row : row + 1] * scale) @ key.transpose(-2, -1)
-        return out, logits.float().softmax(dim=-1).mean(dim=1)[:, 0]
+        # Not mean(): TensorRT 8.6 ignores the axes of ReduceMean in opset 18, without a word.
+        return out, logits.float().softmax(dim=-1).sum(dim=1)[:, 0] / self.heads
 
 
 class Mlp(nn.Module):
@@ -126,7 +127,9 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed_z, std=0.02)
         nn.init.trunc_normal_(self.pos_embed_x, std=0.02)
 
-    def forward(self, template: Tensor, search: Tensor, keep_ratio: float | None = None) -> Features:
+    def forward(
+        self, template: Tensor, search: Tensor, keep_ratio: float | None = None
+    ) -> Features:
         """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X] -> Features.
 
         `keep_ratio` replaces the schedule's own (the training warms it up from 1).
