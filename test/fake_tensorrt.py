@@ -86,7 +86,7 @@ class FakeTensorRt:
         if table["IProgressMonitor.__init__"] == ABSENT:
             del self.IProgressMonitor
 
-    def _add_classes(self) -> None:  # noqa: C901
+    def _add_classes(self) -> None:
         module = self
 
         class ILogger:
@@ -445,7 +445,7 @@ class FakeCuda:
     and events: all empty means nothing leaked. `calls` counts calls by name.
     """
 
-    cudaStreamNonBlocking = 1  # noqa: N815  # the binding's name
+    cudaStreamNonBlocking = 1  # the binding's name
 
     def __init__(self, faults: Faults | None = None, devices: int = 1) -> None:
         self.faults = faults or Faults()
@@ -499,57 +499,57 @@ class FakeCuda:
         self.handles.remove(value)
         return (0,)
 
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
         code = self._code("cudaGetDeviceCount")
         return (code, None) if code else (0, self.devices)
 
-    def cudaSetDevice(self, device: int) -> tuple[int]:  # noqa: N802
+    def cudaSetDevice(self, device: int) -> tuple[int]:
         self.current.device = device
         return (self._code("cudaSetDevice"),)
 
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         class Properties:
             name = b"Fake GPU\0\0"
             major, minor = 8, 7
-            totalGlobalMem = 8 << 30  # noqa: N815
+            totalGlobalMem = 8 << 30
 
         return self._code("cudaGetDeviceProperties"), Properties()
 
-    def cudaMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
         return self._code("cudaMemGetInfo"), 1 << 30, 8 << 30
 
-    def cudaGetErrorString(self, error: Any) -> tuple[int, bytes]:  # noqa: N802
+    def cudaGetErrorString(self, error: Any) -> tuple[int, bytes]:
         return 0, f"words for {int(error)}".encode()
 
-    def cudaGetLastError(self) -> tuple[int]:  # noqa: N802
+    def cudaGetLastError(self) -> tuple[int]:
         return (self._code("cudaGetLastError"),)
 
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._allocate("cudaMalloc", size, self.device)
 
-    def cudaFree(self, devPtr: int) -> tuple[int]:  # noqa: N802, N803
+    def cudaFree(self, devPtr: int) -> tuple[int]:
         del self.device[devPtr]
         return (self._code("cudaFree"),)
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
         return self._allocate("cudaHostAlloc", size, self.pinned)
 
-    def cudaFreeHost(self, ptr: int) -> tuple[int]:  # noqa: N802
+    def cudaFreeHost(self, ptr: int) -> tuple[int]:
         del self.pinned[ptr]
         return (self._code("cudaFreeHost"),)
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         stream = Stream(1000 + len(self.streams))
         self.streams[stream.handle] = stream
         return self._handle("cudaStreamCreateWithFlags", stream)
 
-    def cudaStreamDestroy(self, stream: Stream) -> tuple[int]:  # noqa: N802
+    def cudaStreamDestroy(self, stream: Stream) -> tuple[int]:
         return self._release("cudaStreamDestroy", stream)
 
-    def cudaStreamSynchronize(self, stream: Stream) -> tuple[int]:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: Stream) -> tuple[int]:
         return (self._code("cudaStreamSynchronize"),)
 
-    def cudaMemcpyAsync(  # noqa: N802
+    def cudaMemcpyAsync(
         self, dst: int, src: int, count: int, kind: Any, stream: Stream
     ) -> tuple[int]:
         up = kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice  # type: ignore[attr-defined]
@@ -559,13 +559,13 @@ class FakeCuda:
         stream.do(lambda: ctypes.memmove(dst, src, count) and None)
         return (self._code("cudaMemcpyAsync"),)
 
-    def cudaStreamBeginCapture(self, stream: Stream, mode: Any) -> tuple[int]:  # noqa: N802
+    def cudaStreamBeginCapture(self, stream: Stream, mode: Any) -> tuple[int]:
         code = self._code("cudaStreamBeginCapture")
         if not code:
             stream.capturing = []
         return (code,)
 
-    def cudaStreamEndCapture(self, stream: Stream) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamEndCapture(self, stream: Stream) -> tuple[Any, ...]:
         work, stream.capturing = stream.capturing, None
         if code := self._code("cudaStreamEndCapture"):
             return code, None
@@ -573,33 +573,33 @@ class FakeCuda:
         self.handles.add(graph)
         return 0, graph
 
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:  # noqa: N802
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:
         return self._handle("cudaGraphInstantiate", ("executable", graph))
 
-    def cudaGraphDestroy(self, graph: Any) -> tuple[int]:  # noqa: N802
+    def cudaGraphDestroy(self, graph: Any) -> tuple[int]:
         return self._release("cudaGraphDestroy", graph)
 
-    def cudaGraphExecDestroy(self, graphExec: Any) -> tuple[int]:  # noqa: N802, N803
+    def cudaGraphExecDestroy(self, graphExec: Any) -> tuple[int]:
         return self._release("cudaGraphExecDestroy", graphExec)
 
-    def cudaGraphLaunch(self, graphExec: Any, stream: Stream) -> tuple[int]:  # noqa: N802, N803
+    def cudaGraphLaunch(self, graphExec: Any, stream: Stream) -> tuple[int]:
         if code := self._code("cudaGraphLaunch"):
             return (code,)
         for work in graphExec[1]:
             stream.do(work)
         return (0,)
 
-    def cudaEventCreate(self) -> tuple[Any, ...]:  # noqa: N802
+    def cudaEventCreate(self) -> tuple[Any, ...]:
         return self._handle("cudaEventCreate", object())
 
-    def cudaEventDestroy(self, event: Any) -> tuple[int]:  # noqa: N802
+    def cudaEventDestroy(self, event: Any) -> tuple[int]:
         return self._release("cudaEventDestroy", event)
 
-    def cudaEventRecord(self, event: Any, stream: Stream) -> tuple[int]:  # noqa: N802
+    def cudaEventRecord(self, event: Any, stream: Stream) -> tuple[int]:
         return (self._code("cudaEventRecord"),)
 
-    def cudaEventSynchronize(self, event: Any) -> tuple[int]:  # noqa: N802
+    def cudaEventSynchronize(self, event: Any) -> tuple[int]:
         return (self._code("cudaEventSynchronize"),)
 
-    def cudaEventElapsedTime(self, start: Any, end: Any) -> tuple[int, float]:  # noqa: N802
+    def cudaEventElapsedTime(self, start: Any, end: Any) -> tuple[int, float]:
         return self._code("cudaEventElapsedTime"), 0.25

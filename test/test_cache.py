@@ -362,12 +362,12 @@ def test_the_lock_dies_with_its_process(cache: EngineCache) -> None:
 
 def test_waiting_can_be_cancelled(cache: EngineCache) -> None:
     cancel = threading.Event()
-    with cache.lock():
-        with (
-            pytest.raises(BuildCancelled, match="waiting"),
-            EngineCache(cache.directory).lock(lambda *_: cancel.set(), cancel),
-        ):
-            pass
+    with (
+        cache.lock(),
+        pytest.raises(BuildCancelled, match="waiting"),
+        EngineCache(cache.directory).lock(lambda *_: cancel.set(), cancel),
+    ):
+        pass
     with EngineCache(cache.directory).lock() as waited:
         assert not waited
 

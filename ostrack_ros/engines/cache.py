@@ -352,7 +352,8 @@ class EngineCache:
                 )
         if not differences:
             return "none was built from this file yet"
-        return "; ".join(min(differences, key=lambda found: len(found)))
+        closest = min(differences, key=len)
+        return "; ".join(closest)
 
     def _refusal(self, key: EngineKey) -> Path:
         return self.directory / f"{key.digest[:24]}.refused.json"
