@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -90,8 +89,8 @@ def export_network(
         sidecar.write_text(spec.to_json(), encoding="utf-8")
         # The sidecar goes first: it names the digest of the ONNX file, so a crash between the
         # two leaves a pair that is recognised as not belonging together.
-        os.replace(sidecar, sidecar_path(path))
-        os.replace(draft, path)
+        sidecar.replace(sidecar_path(path))
+        draft.replace(path)
     return path
 
 

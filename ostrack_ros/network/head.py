@@ -52,7 +52,7 @@ class CenterHead(nn.Module):
         for layer in range(1, 5):
             x = self.get_submodule(f"conv{layer}_{tower}")(x)
         last = self.get_submodule(f"conv5_{tower}")
-        out: Tensor = last(x.to(last.weight.dtype))  # type: ignore[union-attr,arg-type,operator]
+        out: Tensor = last(x.to(last.weight.dtype))  # type: ignore[arg-type]
         return out.float()
 
 

@@ -86,7 +86,7 @@ VARIANTS: dict[str, Variant] = {
         embed_dim=384,
         depth=8,
         heads=6,
-        elimination=EliminationSchedule((2, 4, 6), 0.7),
+        elimination=EliminationSchedule((3, 5), 0.7),
         head_channels=96,
     ),
     "ostrack_tiny": Variant(

@@ -1,0 +1,118 @@
+"""Training configurations: YAML files in config/training/, one for each shipped model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ostrack_ros.network.variants import get_variant
+from ostrack_ros.training.synthesis import SynthesisSettings
+
+
+class ConfigError(ValueError):
+    """A training configuration is unusable. The message names the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """One training run.
+
+    It lasts `steps` optimiser steps or, if `minutes` is given, that long; all schedules follow the
+    share of the run that is done. Learning rates are peaks: a linear warm-up over `warmup_steps`,
+    constant until `decay_from` (a share of the run), then linear down to `final_rate` of the peak.
+    Candidate elimination is off until `elimination_from` and reaches the variant's own keep ratio
+    at `elimination_full`.
+    """
+
+    variant: str
+    banks: tuple[str, ...]
+    output: str
+    initialise: str | None = None
+    freeze_blocks: int = 0
+    steps: int = 100_000
+    minutes: float | None = None
+    batch_size: int = 24
+    backbone_rate: float = 1.5e-4
+    head_rate: float = 1e-3
+    weight_decay: float = 0.02
+    gradient_clip: float = 1.0
+    warmup_steps: int = 60
+    decay_from: float = 0.6
+    final_rate: float = 0.02
+    elimination_from: float = 0.3
+    elimination_full: float = 0.6
+    ema_decay: float = 0.998
+    bf16: bool = True
+    compile: bool = False
+    workers: int = 1
+    threads: int | None = None
+    patches: int = 1000
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 20
+    validate_every: int = 0
+    validation_data: str | None = None
+    teacher: str | None = None
+    teacher_variant: str | None = None
+    teacher_weight: float = 1.0
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+
+
+def load_config(path: Path) -> TrainingConfig:
+    """Read a configuration; relative paths in it are taken from the current directory.
+
+    Raises ConfigError for unreadable files and for unknown, missing or mistyped entries.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold entries `name: value`")
+    try:
+        return make_config(values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def make_config(values: dict[str, Any]) -> TrainingConfig:
+    """From plain values; raises ConfigError or TypeError as `load_config` does."""
+    synthesis = values.get("synthesis") or {}
+    _refuse_unknown(values, TrainingConfig, "")
+    _refuse_unknown(synthesis, SynthesisSettings, "synthesis.")
+    variant = get_variant(str(values.get("variant")))
+    shared = ("template_size", "search_size", "template_factor", "search_factor")
+    given = [name for name in shared if name in synthesis]
+    if given:
+        raise ConfigError(f"synthesis.{given[0]} follows from the variant; remove it")
+    sizes = {name: getattr(variant, name) for name in shared}
+    banks = values.get("banks")
+    if not isinstance(banks, list) or not banks:
+        raise ConfigError("banks must be a list of at least one folder")
+    config = TrainingConfig(
+        **{
+            **values,
+            "banks": tuple(map(str, banks)),
+            "synthesis": SynthesisSettings(**{**synthesis, **sizes}),
+        }
+    )
+    for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}, expected at least 1")
+    if not 0 <= config.freeze_blocks <= variant.depth:
+        raise ConfigError(
+            f"freeze_blocks is {config.freeze_blocks}, {variant.name} has {variant.depth} blocks"
+        )
+    return config
+
+
+def _refuse_unknown(values: dict[str, Any], kind: type, prefix: str) -> None:
+    known = {item.name for item in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown entry {prefix}{name}; known are {', '.join(sorted(known))}")

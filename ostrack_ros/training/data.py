@@ -1,0 +1,52 @@
+"""Batches for the trainer: made on the training's own device, or on the CPU by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from ostrack_ros.training.config import TrainingConfig
+from ostrack_ros.training.images import ImageBank, load_bank
+from ostrack_ros.training.synthesis import PairBatch, PairSynthesizer
+
+
+class _Pairs(IterableDataset[PairBatch]):
+    """An endless stream of batches; every worker draws its own."""
+
+    def __init__(self, bank: ImageBank, config: TrainingConfig, seed: int) -> None:
+        self._bank = bank
+        self._config = config
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        worker = get_worker_info()
+        if worker is not None:
+            torch.set_num_threads(1)
+        generator = torch.Generator(self._bank.photos.device)
+        generator.manual_seed(self._seed * 1009 + (worker.id if worker else 0))
+        synthesizer = PairSynthesizer(self._bank, self._config.synthesis, generator)
+        while True:
+            yield synthesizer.draw(self._config.batch_size)
+
+
+def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iterator[PairBatch]:
+    """Endless batches on `device`. `seed` should differ after a resume, or the pairs repeat."""
+    bank = load_bank(map(Path, config.banks), config.patches, config.seed)
+    if device.type == "cuda":
+        return iter(_Pairs(bank.to(device), config, seed))
+    pairs = _Pairs(bank, config, seed)
+    if config.workers == 0:
+        return iter(pairs)
+    return iter(DataLoader(pairs, batch_size=None, num_workers=config.workers, prefetch_factor=4))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, H, W] -> float32 with ImageNet's mean and deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    return (images.float() / 255 - mean) / std

@@ -1,0 +1,97 @@
+"""Starting points for training: a DINOv2 backbone, or a larger network trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostrack_ros.network.ostrack import OSTrack
+from ostrack_ros.network.variants import PATCH_SIZE
+
+
+@torch.no_grad()
+def initialise_from_dinov2(network: OSTrack, path: Path) -> None:
+    """Copy the first blocks of a DINOv2 ViT (an .npz with Hugging Face's key names).
+
+    The patch kernel is resampled to 16 px and the position grid to each input's grid; LayerScale
+    is folded into the layers it follows. Raises ValueError when the widths differ or the file has
+    too few blocks.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        source = {key: torch.from_numpy(archive[key].astype(np.float32)) for key in archive.files}
+    backbone, variant = network.backbone, network.variant
+    width = source["layernorm.weight"].shape[0]
+    depth = len({key.split(".")[2] for key in source if key.startswith("encoder.layer.")})
+    if width != variant.embed_dim or depth < variant.depth:
+        raise ValueError(
+            f"{path} has {depth} blocks of width {width}, variant {variant.name} needs "
+            f"{variant.depth} of width {variant.embed_dim}"
+        )
+    kernel = source["embeddings.patch_embeddings.projection.weight"]
+    backbone.patch_embed.proj.weight.copy_(_resample_kernel(kernel))
+    bias = backbone.patch_embed.proj.bias
+    assert bias is not None
+    bias.copy_(source["embeddings.patch_embeddings.projection.bias"])
+    grid = source["embeddings.position_embeddings"][:, 1:]
+    for parameter in (backbone.pos_embed_z, backbone.pos_embed_x):
+        parameter.copy_(_resample_positions(grid, parameter.shape[1]))
+    backbone.norm.weight.copy_(source["layernorm.weight"])
+    backbone.norm.bias.copy_(source["layernorm.bias"])
+    for index in range(variant.depth):
+        block = {
+            key.split(".", 3)[3]: value
+            for key, value in source.items()
+            if key.startswith(f"encoder.layer.{index}.")
+        }
+        backbone.blocks[index].load_state_dict(_convert_block(block))
+
+
+@torch.no_grad()
+def initialise_from_network(network: OSTrack, source: dict[str, Tensor]) -> int:
+    """Copy every tensor of `source` that has a namesake of the same shape; returns how many."""
+    own = network.state_dict()
+    fitting = {
+        key: value for key, value in source.items() if key in own and own[key].shape == value.shape
+    }
+    own.update(fitting)
+    network.load_state_dict(own)
+    return len(fitting)
+
+
+def _convert_block(block: dict[str, Tensor]) -> dict[str, Tensor]:
+    attention = "attention.attention"
+    scale1, scale2 = block["layer_scale1.lambda1"], block["layer_scale2.lambda1"]
+    names = ("query", "key", "value")
+    return {
+        "norm1.weight": block["norm1.weight"],
+        "norm1.bias": block["norm1.bias"],
+        "attn.qkv.weight": torch.cat([block[f"{attention}.{n}.weight"] for n in names]),
+        "attn.qkv.bias": torch.cat([block[f"{attention}.{n}.bias"] for n in names]),
+        "attn.proj.weight": block["attention.output.dense.weight"] * scale1[:, None],
+        "attn.proj.bias": block["attention.output.dense.bias"] * scale1,
+        "norm2.weight": block["norm2.weight"],
+        "norm2.bias": block["norm2.bias"],
+        "mlp.fc1.weight": block["mlp.fc1.weight"],
+        "mlp.fc1.bias": block["mlp.fc1.bias"],
+        "mlp.fc2.weight": block["mlp.fc2.weight"] * scale2[:, None],
+        "mlp.fc2.bias": block["mlp.fc2.bias"] * scale2,
+    }
+
+
+def _resample_kernel(kernel: Tensor) -> Tensor:
+    """To PATCH_SIZE, keeping the response to a constant patch."""
+    side = kernel.shape[-1]
+    resized = F.interpolate(kernel, (PATCH_SIZE, PATCH_SIZE), mode="bicubic", align_corners=False)
+    return resized * (side / PATCH_SIZE) ** 2
+
+
+def _resample_positions(grid: Tensor, tokens: int) -> Tensor:
+    """A square grid [1, N, C] to `tokens` positions."""
+    old, new = round(grid.shape[1] ** 0.5), round(tokens**0.5)
+    image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(image, (new, new), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).reshape(1, tokens, -1)

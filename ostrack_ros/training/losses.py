@@ -1,0 +1,110 @@
+"""What the network is taught: where the target is (focal loss) and its box (L1 and GIoU).
+
+Weights follow OSTrack, section 3.4. Unlike the published code, the box is read at the ground
+truth's cell rather than at the network's own peak, which is noise while training from scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostrack_ros.network.head import Maps
+
+FOCAL_ALPHA = 2.0
+FOCAL_BETA = 4.0
+WEIGHT_GIOU = 2.0
+WEIGHT_L1 = 5.0
+MIN_OVERLAP = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Scalars of one batch; `total` carries the gradient. `hit` is the share of present targets
+    whose score peak lies within one cell of the truth, `iou` the mean IoU at the true cell."""
+
+    total: Tensor
+    focal: Tensor
+    giou: Tensor
+    l1: Tensor
+    hit: Tensor
+    iou: Tensor
+
+
+def tracking_losses(maps: Maps, box: Tensor, present: Tensor) -> Losses:
+    """`box` [B, 4] cx, cy, w, h in fractions of the search region; `present` bool [B].
+
+    Absent targets teach an empty score map and no box.
+    """
+    batch, _, side, _ = maps.score.shape
+    weight = present.float()
+    count = weight.sum().clamp_min(1)
+    cell = (box[:, :2] * side).floor().clamp(0, side - 1)
+    target = gaussian_targets(box, side) * weight[:, None, None]
+    positive = torch.zeros_like(target, dtype=torch.bool)
+    rows = torch.arange(batch, device=box.device)
+    x, y = cell[:, 0].long(), cell[:, 1].long()
+    positive[rows, y, x] = present
+
+    score = maps.score[:, 0]
+    hard = (1 - score) ** FOCAL_ALPHA * score.log() * positive
+    easy = (1 - target) ** FOCAL_BETA * score**FOCAL_ALPHA * (1 - score).log() * ~positive
+    focal = -(hard + easy).sum() / count
+
+    predicted = torch.cat([(cell + maps.offset[rows, :, y, x]) / side, maps.size[rows, :, y, x]], 1)
+    iou, giou = box_overlap(predicted, box)
+    l1 = ((predicted - box).abs().mean(1) * weight).sum() / count
+    giou_loss = ((1 - giou) * weight).sum() / count
+
+    peak = score.flatten(1).argmax(1)
+    near = ((peak % side - x).abs() <= 1) & ((peak // side - y).abs() <= 1)
+    return Losses(
+        total=focal + WEIGHT_GIOU * giou_loss + WEIGHT_L1 * l1,
+        focal=focal.detach(),
+        giou=giou_loss.detach(),
+        l1=l1.detach(),
+        hit=(near & present).sum() / count,
+        iou=((iou * weight).sum() / count).detach(),
+    )
+
+
+def gaussian_targets(box: Tensor, side: int) -> Tensor:
+    """Heat maps float32 [B, side, side] with 1 at the box centre's cell, as CornerNet spreads
+    them: the wider, the further a centre may move with an IoU of at least 0.7."""
+    width, height = box[:, 2] * side, box[:, 3] * side
+    sigma = ((2 * _radius(width, height) + 1) / 6)[:, None, None]
+    cells = torch.arange(side, device=box.device)
+    center = (box[:, :2] * side).floor().clamp(0, side - 1)
+    dx = (cells[None, None, :] - center[:, 0, None, None]) ** 2
+    dy = (cells[None, :, None] - center[:, 1, None, None]) ** 2
+    return torch.exp(-(dx + dy) / (2 * sigma**2))
+
+
+def box_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU [B] of boxes [B, 4] given as cx, cy, w, h."""
+    a_low, a_high = a[:, :2] - a[:, 2:] / 2, a[:, :2] + a[:, 2:] / 2
+    b_low, b_high = b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2
+    inter = (a_high.minimum(b_high) - a_low.maximum(b_low)).clamp_min(0).prod(1)
+    union = (a[:, 2:].prod(1) + b[:, 2:].prod(1) - inter).clamp_min(1e-9)
+    hull = (a_high.maximum(b_high) - a_low.minimum(b_low)).prod(1).clamp_min(1e-9)
+    iou = inter / union
+    return iou, iou - (hull - union) / hull
+
+
+def _radius(width: Tensor, height: Tensor) -> Tensor:
+    """CornerNet's radius: the least of three quadratics' roots, never below 0.
+
+    The three cases are: both corners moved inwards, both outwards, and one each way.
+    """
+    total, area = width + height, width * height
+    ratio = (1 - MIN_OVERLAP) / (1 + MIN_OVERLAP)
+    shifted = (total - (total**2 - 4 * area * ratio).clamp_min(0).sqrt()) / 2
+    inner = (2 * total - (4 * total**2 - 16 * area * (1 - MIN_OVERLAP)).clamp_min(0).sqrt()) / 8
+    linear = 2 * MIN_OVERLAP * total
+    constant = 4 * MIN_OVERLAP * (MIN_OVERLAP - 1) * area
+    outer = (-linear + (linear**2 - 4 * 4 * MIN_OVERLAP * constant).clamp_min(0).sqrt()) / (
+        8 * MIN_OVERLAP
+    )
+    return shifted.minimum(inner).minimum(outer).clamp_min(0)

@@ -1,0 +1,82 @@
+"""Resumable training state: tensors only, written atomically."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ostrack_ros.training.schedule import Progress, WeightAverage
+
+STATE_FILE = "state.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_state(
+    folder: Path,
+    network: nn.Module,
+    average: WeightAverage,
+    optimizer: Optimizer,
+    progress: Progress,
+) -> None:
+    """`state.safetensors` to go on from and `weights.safetensors`, the averaged network."""
+    tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
+    tensors |= {f"average.{key}": value for key, value in average.state().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    tensors["progress"] = torch.tensor([progress.step, progress.seconds], dtype=torch.float64)
+    save_tensors(average.values, folder / WEIGHTS_FILE)
+    save_tensors(tensors, folder / STATE_FILE)
+
+
+def restore_state(
+    folder: Path,
+    network: nn.Module,
+    average: WeightAverage,
+    optimizer: Optimizer,
+    progress: Progress,
+) -> bool:
+    """Go on where `save_state` left off; False when there is nothing to go on from.
+
+    Raises ValueError when the file belongs to another network or optimiser.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return False
+    tensors = load_file(path)
+    try:
+        network.load_state_dict(_below(tensors, "network."))
+        average.restore(_below(tensors, "average."))
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(tensors, "optimizer.").items():
+            index, name = key.split(".", 1)
+            states.setdefault(int(index), {})[name] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+        step, seconds = tensors["progress"].tolist()
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit this configuration ({error}); choose another output folder or "
+            "remove the file"
+        ) from error
+    progress.step, progress.seconds = int(step), seconds
+    return True
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,229 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ostrack_ros.network.checkpoint import read_weights
+from ostrack_ros.network.ostrack import OSTrack
+from ostrack_ros.network.variants import get_variant
+from ostrack_ros.training.config import TrainingConfig
+from ostrack_ros.training.data import normalise, pair_stream
+from ostrack_ros.training.initialise import initialise_from_dinov2, initialise_from_network
+from ostrack_ros.training.losses import Losses, tracking_losses
+from ostrack_ros.training.schedule import (
+    Progress,
+    WeightAverage,
+    keep_ratio,
+    learning_rate_factor,
+)
+from ostrack_ros.training.state import restore_state, save_state
+from ostrack_ros.training.synthesis import PairBatch
+
+LOG_FILE = "log.csv"
+LOG_COLUMNS = ("step", "minutes", "rate", "keep", "total", "focal", "giou", "l1", "hit", "iou")
+
+logger = logging.getLogger(__name__)
+
+Validate = Callable[[OSTrack, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """A larger network whose score map the trained one imitates, beside the labels."""
+
+    network: OSTrack
+    weight: float
+
+
+class Trainer:
+    """Trains one network as a configuration says; see `TrainingConfig`."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.folder = Path(config.output)
+        torch.manual_seed(config.seed)
+        self.network = OSTrack(get_variant(config.variant))
+        self._initialise()
+        self.network.to(device)
+        self._freeze()
+        self.average = WeightAverage(self.network, config.ema_decay)
+        self.optimizer = _optimizer(self.network, config)
+        self.progress = Progress(config.steps, config.minutes)
+        self._teacher = self._load_teacher()
+        if restore_state(self.folder, self.network, self.average, self.optimizer, self.progress):
+            logger.info("going on from step %d in %s", self.progress.step, self.folder)
+
+    def run(self, validate: Validate | None = None) -> None:
+        """Train to the end; `validate` gets the averaged network every `validate_every` steps.
+
+        Interrupting it (Ctrl-C) saves the state first; starting again goes on from there.
+        """
+        config, progress = self.config, self.progress
+        batches = pair_stream(config, self.device, seed=config.seed + progress.step)
+        step = torch.compile(self._losses) if config.compile else self._losses
+        bar = tqdm(
+            total=None if config.minutes else config.steps, initial=progress.step, unit="step"
+        )
+        sums = _Sums()
+        progress.start()
+        try:
+            while not progress.done:
+                losses = self._step(next(batches), step)
+                progress.advance()
+                bar.update()
+                sums.add(losses)
+                if progress.step % config.log_every == 0:
+                    self._log(sums, bar)
+                    sums = _Sums()
+                if progress.step % config.checkpoint_every == 0:
+                    self._save()
+                if validate and config.validate_every and not progress.step % config.validate_every:
+                    validate(self.averaged(), progress.step)
+        finally:
+            self._save()
+            bar.close()
+
+    def averaged(self) -> OSTrack:
+        """A copy of the network with the averaged weights, on the CPU, ready to run."""
+        network = OSTrack(self.network.variant)
+        network.load_state_dict({key: value.cpu() for key, value in self.average.values.items()})
+        return network.eval()
+
+    def _step(self, batch: PairBatch, losses_of: Callable[..., Losses]) -> Losses:
+        config, progress = self.config, self.progress
+        factor = learning_rate_factor(config, progress.step, progress.share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.network.train()
+        losses: Losses = losses_of(batch, self._keep_ratio())
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        self.optimizer.step()
+        self.average.update(self.network)
+        return losses
+
+    def _losses(self, batch: PairBatch, keep: float | None) -> Losses:
+        device = self.device
+        template, search = normalise(batch.template.to(device)), normalise(batch.search.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+            maps = self.network(template, search, keep).maps
+        losses = tracking_losses(maps, batch.box.to(device), batch.present.to(device))
+        if self._teacher is None:
+            return losses
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+            taught = self._teacher.network(template, search).maps
+        imitation = F.binary_cross_entropy(maps.score, taught.score, reduction="sum") / len(search)
+        weighted = self._teacher.weight * imitation
+        return Losses(losses.total + weighted, *_rest(losses))
+
+    def _keep_ratio(self) -> float | None:
+        elimination = self.network.variant.elimination
+        if elimination is None:
+            return None
+        return keep_ratio(self.config, elimination.keep_ratio, self.progress.share)
+
+    def _initialise(self) -> None:
+        if self.config.initialise is None:
+            return
+        path = Path(self.config.initialise)
+        if path.suffix == ".npz":
+            initialise_from_dinov2(self.network, path)
+            logger.info("backbone initialised from %s", path)
+        else:
+            copied = initialise_from_network(self.network, read_weights(path))
+            logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
+
+    def _freeze(self) -> None:
+        count = self.config.freeze_blocks
+        if count == 0:
+            return
+        backbone = self.network.backbone
+        for module in (backbone.patch_embed, *backbone.blocks[:count]):
+            module.requires_grad_(False)
+
+    def _load_teacher(self) -> _Teacher | None:
+        if self.config.teacher is None:
+            return None
+        network = OSTrack(get_variant(self.config.teacher_variant or self.config.variant))
+        network.load_state_dict(read_weights(Path(self.config.teacher)))
+        network.requires_grad_(False)
+        return _Teacher(network.to(self.device).eval(), self.config.teacher_weight)
+
+    def _log(self, sums: _Sums, bar: tqdm[None]) -> None:
+        means = sums.means()
+        path = self.folder / LOG_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(LOG_COLUMNS)
+            rate = self.optimizer.param_groups[-1]["lr"]
+            keep = self._keep_ratio() or 1.0
+            writer.writerow(
+                [
+                    self.progress.step,
+                    f"{self.progress.seconds / 60:.2f}",
+                    f"{rate:.2e}",
+                    f"{keep:.2f}",
+                ]
+                + [f"{value:.4f}" for value in means]
+            )
+        bar.set_postfix(loss=f"{means[0]:.3f}", hit=f"{means[4]:.3f}", iou=f"{means[5]:.3f}")
+
+    def _save(self) -> None:
+        save_state(self.folder, self.network, self.average, self.optimizer, self.progress)
+
+
+class _Sums:
+    """Running sums of the figures of some batches."""
+
+    def __init__(self) -> None:
+        self._sum = torch.zeros(6)
+        self._count = 0
+
+    def add(self, losses: Losses) -> None:
+        self._sum += torch.stack([losses.total.detach(), *_rest(losses)]).cpu()
+        self._count += 1
+
+    def means(self) -> list[float]:
+        return [float(v) for v in self._sum / max(self._count, 1)]
+
+
+def _rest(losses: Losses) -> tuple[Tensor, ...]:
+    return losses.focal, losses.giou, losses.l1, losses.hit, losses.iou
+
+
+def _optimizer(network: OSTrack, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with a lower rate for the backbone, and no decay of biases, norms and positions."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or "pos_embed" in name
+        groups.setdefault((name.startswith("backbone."), plain), []).append(parameter)
+    rates = {True: config.backbone_rate, False: config.head_rate}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": rates[backbone],
+                "peak": rates[backbone],
+                "weight_decay": 0.0 if plain else config.weight_decay,
+            }
+            for (backbone, plain), parameters in groups.items()
+        ]
+    )
