@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 from tiny_graph import SPEC, expected, random_pair, write_tiny_graph
 
+from ostrack_ros.engines import select
 from ostrack_ros.engines.base import Engine, EngineError, Prediction
+from ostrack_ros.engines.models import Model
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine
 from ostrack_ros.engines.openvino import OpenVinoEngine
 from ostrack_ros.engines.runtime import BackendUnavailableError
 from ostrack_ros.engines.select import BACKENDS, create_engine
+from ostrack_ros.engines.selftest import ParityError
 from ostrack_ros.engines.spec import sidecar_path
 
 pytest.importorskip("onnx", reason="the test's graphs are made with onnx")
@@ -252,6 +255,24 @@ def test_a_damaged_model_is_not_blamed_on_the_backends(model: Path) -> None:
     model.write_bytes(b"cut off")
     with pytest.raises(EngineError, match="not the file its sidecar"):
         create_engine(model)
+
+
+def test_a_gpu_engine_that_disagrees_gives_way_to_the_cpu_if_it_may(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+
+    def disagree(model: Model, options: select.EngineOptions) -> Engine:
+        raise ParityError("the box is off by 0.4")
+
+    monkeypatch.setitem(select._MAKERS, "tensorrt", disagree)
+    for backend in ("auto", "tensorrt"):
+        caplog.clear()
+        engine = create_engine(model, backend, precision="fp16", threads=1)
+        assert engine.description.startswith("OpenVINO")
+        assert "off by 0.4; going on with the CPU" in caplog.text
+        with pytest.raises(ParityError):
+            create_engine(model, backend, fallback="none")
 
 
 def test_a_cancelled_auto_does_not_try_the_next(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ostrack_ros.engines.base import Engine, EngineError
 from ostrack_ros.engines.models import Model, load_model
 from ostrack_ros.engines.runtime import BackendUnavailableError
+from ostrack_ros.engines.selftest import ParityError
 
 log = logging.getLogger(__name__)
 
@@ -52,25 +53,35 @@ def create_engine(
     """Load `model` (an .onnx file with its sidecar) into an engine of the given backend.
 
     `auto` takes the first of BACKENDS that works here and logs why the ones before did not. The
-    other arguments are those of EngineOptions.
+    other arguments are those of EngineOptions; with `fallback` cpu, a GPU engine that disagrees
+    with its model gives way to the CPU.
 
     Raises EngineError: for a damaged model, an unknown backend, or when the backend (with `auto`:
-    each of them) cannot run it, saying why.
+    each of them) cannot run it, saying why. Its subclass ParityError is raised when a GPU engine
+    disagrees with its model and `fallback` is not cpu.
     """
     if backend != "auto" and backend not in _MAKERS:
         raise EngineError(f"backend is {backend!r}, expected auto, {', '.join(BACKENDS)}")
     options = EngineOptions(precision, threads, device, cache_directory, fallback, progress, cancel)
     loaded = load_model(model)
-    if backend != "auto":
-        return _MAKERS[backend](loaded, options)
+    waiting = list(BACKENDS) if backend == "auto" else [backend]
     reasons = []
-    for name in BACKENDS:
+    while waiting:
+        name = waiting.pop(0)
         made = _attempt(name, loaded, options)
         if not isinstance(made, EngineError):
             log.info("using %s", made.description)
             return made
-        log.info("not using %s: %s", name, made)
         reasons.append(f"{name}: {made}")
+        if isinstance(made, ParityError):
+            if fallback != "cpu":
+                raise made
+            log.warning("%s; going on with the CPU", made)
+            waiting, options = list(CPU_BACKENDS), replace(options, precision=None)
+        elif backend == "auto":
+            log.info("not using %s: %s", name, made)
+        elif len(reasons) == 1:
+            raise made
     raise EngineError(f"no backend can run {model}:\n" + "\n".join(f"- {r}" for r in reasons))
 
 
@@ -121,3 +132,5 @@ _MAKERS: dict[str, Callable[[Model, EngineOptions], Engine]] = {
 
 BACKENDS = tuple(_MAKERS)
 """Names of the backends, in the order in which `auto` tries them."""
+
+CPU_BACKENDS = ("openvino", "onnxruntime")
