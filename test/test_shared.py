@@ -148,29 +148,27 @@ def test_runs_what_waits_as_one_batch() -> None:
 
 def test_busy_trackers_share_runs_and_a_lone_one_never_waits() -> None:
     engine = GatedBatchEngine(batch=2, open_gate=True)
-    with SharedEngine(engine, patience=0.5) as shared:
+    with SharedEngine(engine, patience=1.0) as shared:
         handles = [shared.handle(), shared.handle()]
 
-        def ask(handle: EngineHandle, number: int, times: int) -> None:
+        def ask(number: int, times: int) -> None:
             for _ in range(times):
-                Asker(handle, number).finish()
+                Asker(handles[number], number).finish()
 
-        shared._run_seconds = 1.0  # runs seem long, so that busy trackers are worth a wait
+        # Runs seem long, and both trackers were busy a moment ago: worth a wait for each other.
         shared._measure = lambda seconds: None  # type: ignore[method-assign]
-        threads = [
-            threading.Thread(target=ask, args=(handle, number, 10))
-            for number, handle in enumerate(handles)
-        ]
+        shared._run_seconds = PATIENT
+        shared._last_asked = dict.fromkeys(handles, time.monotonic())
+        threads = [threading.Thread(target=ask, args=(number, 10)) for number in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        pairs = sum(len(run) == 2 for run in engine.runs)
-        assert pairs >= 8, engine.runs
+        assert [sorted(run) for run in engine.runs] == [[0, 1]] * 10
         handles[1].close()
-        shared._run_seconds = 1000.0
-        ask(handles[0], 0, 3)
-        assert engine.runs[-3:] == [[0], [0], [0]]
+        shared._run_seconds = 1000 * PATIENT
+        ask(0, 3)
+        assert engine.runs[10:] == [[0], [0], [0]]
 
 
 def test_an_error_is_its_askers_own(single: tuple[SharedEngine, GatedEngine]) -> None:
