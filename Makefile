@@ -73,7 +73,7 @@ $(STAMPS)/runtime: requirements.txt requirements-ros.txt requirements-build.txt 
 
 # Editable: the sources are used where they are, the messages are built into the environment.
 PACKAGE_SOURCES := setup.py pyproject.toml package.xml CMakeLists.txt \
-  $(wildcard cmake/* msg/*.msg srv/*.srv)
+  $(wildcard cmake/* msg/*.msg srv/*.srv launch/* config/*.* demo/* models/*)
 $(STAMPS)/package: $(STAMPS)/runtime $(PACKAGE_SOURCES)
 	@echo "building the messages ..."
 	@$(PIP) --no-build-isolation --no-deps --editable .

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from launch.action import Action
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
 from launch.conditions import IfCondition
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
@@ -70,6 +76,12 @@ ARGUMENTS = (
         description="Configure and activate at once; false waits for a lifecycle manager.",
     ),
     DeclareLaunchArgument(
+        "build_only",
+        default_value="false",
+        choices=BOOLEANS,
+        description="Build the model's TensorRT engine for this machine, then end.",
+    ),
+    DeclareLaunchArgument(
         "rviz", default_value="false", choices=BOOLEANS, description="Start RViz, too."
     ),
     DeclareLaunchArgument(
@@ -114,11 +126,18 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def _tracker(context: LaunchContext) -> list[Action]:
-    """The node; a function, because an argument left empty must not override the params file."""
+    """The node, or its engine's build.
+
+    A function, because an argument left empty must not override the params file.
+    """
 
     def value(name: str) -> str:
         return str(LaunchConfiguration(name).perform(context))
 
+    if value("build_only") == "true":
+        model = [value("model")] if value("model") else []
+        command = [sys.executable, "-m", "ostrack_ros.cli", "build", *model]
+        return [ExecuteProcess(cmd=command, output="screen", emulate_tty=True)]
     overrides: dict[str, str | bool] = {
         "use_sim_time": value("use_sim_time") == "true",
         "autostart": value("autostart") == "true",

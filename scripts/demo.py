@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "clip.json"
@@ -197,9 +197,16 @@ def run(options: Options) -> int:
     return status
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
-    """Exit status 0 if the target was followed, 130 after Ctrl-C, else 1."""
+    """Exit status 0 if the target was followed, 130 when interrupted, else 1."""
     options = Options.parse()
+    # The nodes are in sessions of their own: whoever ends the demo must let it end them.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         status = run(options)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -68,7 +69,8 @@ class DemoNode(Node):
     """Sends the init box for the first image and collects tracks and overlays until the end.
 
     `finished` becomes true when images have stopped coming after the first; `finish` then writes
-    the files. Raises DemoError from the callbacks when nothing comes in time.
+    the files. Raises DemoError from the callbacks when nothing comes in time, or when the tracker
+    reports an error.
     """
 
     def __init__(self) -> None:
@@ -78,6 +80,7 @@ class DemoNode(Node):
         self._index = self._clip.index_by_content()
         self._frames: dict[int, int] = {}
         self._rows: list[TrackRow] = []
+        self._rows_reported = 0
         self._waiting_tracks: list[Track] = []
         self._waiting_overlays: list[Image] = []
         self._overlay = OverlayRecorder(
@@ -98,6 +101,7 @@ class DemoNode(Node):
         self.create_subscription(Image, "image", self._on_image, images)
         self.create_subscription(Image, "tracker/overlay", self._waiting_overlays.append, images)
         self.create_subscription(Track, "tracker/track", self._waiting_tracks.append, 100)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.create_timer(0.02, self._advance)
         self.create_timer(1.0, self._report)
 
@@ -121,6 +125,12 @@ class DemoNode(Node):
         self._frames[_nanoseconds(message.header)] = frame
         if self._first is None:
             self._first = message.header
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        tracker = self.resolve_topic_name("tracker")
+        for status in message.status:
+            if status.level == DiagnosticStatus.ERROR and status.name.startswith(f"{tracker}:"):
+                raise DemoError(f"the tracker reports: {status.message}")
 
     def _advance(self) -> None:
         now = time.monotonic()
@@ -194,7 +204,8 @@ class DemoNode(Node):
             self._overlay.add(self._frames[_nanoseconds(message.header)], pixels)
 
     def _report(self) -> None:
-        if self._rows and not self.finished:
+        if len(self._rows) > self._rows_reported:
+            self._rows_reported = len(self._rows)
             _say(self._rows[-1].line())
 
 
