@@ -32,6 +32,7 @@ class Faults:
     """What shall go wrong. `cuda` maps a function's name to the error code it returns."""
 
     cuda: dict[str, int] = field(default_factory=dict)
+    no_cuda: bool = False
     build_error: str = ""
     build_seconds: float = 0.0
     context: bool = False
@@ -198,6 +199,7 @@ class FakeTensorRt:
 
         class Builder:
             def __init__(self, logger: Any) -> None:
+                module._start(logger)
                 self.logger = logger
 
             def create_network(self, flags: int = 0) -> INetworkDefinition:
@@ -253,6 +255,7 @@ class FakeTensorRt:
 
         class Runtime:
             def __init__(self, logger: Any) -> None:
+                module._start(logger)
                 self.logger = logger
 
             def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
@@ -318,6 +321,14 @@ class FakeTensorRt:
         for kind in list(locals().values()):
             if isinstance(kind, type):
                 setattr(self, kind.__name__, kind)
+
+    def _start(self, logger: Any) -> None:
+        if self.faults.no_cuda:
+            logger.log(
+                self.ILogger.Severity.WARNING,
+                "CUDA initialization failure with error: 35. Please check your CUDA installation",
+            )
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def _build(self, logger: Any, network: Any, config: Any, memory: type) -> Any:
         severity = self.ILogger.Severity

@@ -174,6 +174,7 @@ OWNERS = {
     "flags": "BuilderFlag",
     "severity": "ILogger.Severity",
 }
+"""What the variables of these names are."""
 
 
 def test_the_code_uses_only_recorded_names_of_tensorrt() -> None:
@@ -575,7 +576,7 @@ def test_fp16_from_an_fp32_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (35, "nvidia-smi.*--gpus all.*--runtime nvidia"),
+        (35, "older than the Python bindings.*nvidia-smi.*--gpus all.*--runtime nvidia"),
         (100, "CUDA_VISIBLE_DEVICES"),
         (803, "reboot"),
         (4711, "CUDA error 4711"),
@@ -699,6 +700,19 @@ def test_a_failed_build_repeats_tensorrts_words(rig: Rig, words: str, advice: st
     assert not list(rig.cache.glob("*.engine"))
     rig.faults.build_error = ""
     rig.engine().close()
+
+
+def test_tensorrt_without_cuda(rig: Rig) -> None:
+    rig.build()
+    rig.faults.no_cuda = True
+    words = r"10\.3\.0 cannot start .*nullptr.*: CUDA initialization failure with error: 35"
+    with pytest.raises(EngineError, match=words):
+        rig.build(force=True)
+    with pytest.raises(EngineError, match=words):
+        rig.engine()
+    rig.faults.no_cuda = False
+    rig.engine().close()
+    assert len(rig.trt.builds) == 1
 
 
 def test_a_failed_run(rig: Rig) -> None:

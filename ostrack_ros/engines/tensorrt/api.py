@@ -61,18 +61,33 @@ class TensorRtApi:
         self.network_flags = 1 << int(flag)
         self.reports_progress = hasattr(module, "IProgressMonitor")
         self.messages: deque[str] = deque(maxlen=KEPT_MESSAGES)
-        self.logger = _make_logger(module, self.messages)
+        self._warnings: deque[str] = deque(maxlen=1)
+        self.logger = _make_logger(module, self.messages, self._warnings)
 
     @property
     def name(self) -> str:
         """For people and for cache keys, such as `TensorRT 10.3.0` or `TensorRT-RTX 1.7.1.116`."""
         return f"TensorRT{'-RTX' if self.is_rtx else ''} {self.version}"
 
-    def explain(self, what: str) -> str:
-        """`what` followed by the errors TensorRT has logged since the last call."""
-        messages = list(dict.fromkeys(self.messages))
+    def forget(self) -> None:
+        """Drop what TensorRT has logged so far."""
         self.messages.clear()
+        self._warnings.clear()
+
+    def explain(self, what: str) -> str:
+        """`what` followed by the errors TensorRT has logged since the last call, or, where there
+        are none, its last warning."""
+        messages = list(dict.fromkeys(self.messages or self._warnings))
+        self.forget()
         return f"{what}: {' | '.join(messages)}" if messages else f"{what}, with no reason given"
+
+    def builder(self) -> Any:
+        """A builder. Raises EngineError where TensorRT finds no working CUDA."""
+        return self._make("Builder")
+
+    def runtime(self) -> Any:
+        """A runtime, which loads plans. Raises EngineError where there is no working CUDA."""
+        return self._make("Runtime")
 
     def configure(self, builder: Any, network: Any, precision: Precision, typed: Precision) -> Any:
         """A builder configuration for `precision`, from an ONNX file typed as `typed`.
@@ -132,6 +147,16 @@ class TensorRtApi:
             return True
         return bool(context.is_stream_capturable(int(stream)))
 
+    def _make(self, name: str) -> Any:
+        self.forget()
+        try:
+            return getattr(self.module, name)(self.logger)
+        except TypeError as error:
+            # `pybind11::init(): factory function returned nullptr`; the cause is in the log.
+            raise EngineError(
+                self.explain(f"{self.name} cannot start ({error}); is CUDA installed and working?")
+            ) from error
+
     def _keep_declared_fp32(self, network: Any, config: Any) -> None:
         """Let a weakly typed network keep fp32 where the ONNX file says so.
 
@@ -181,7 +206,7 @@ def _api_of(module: Any) -> TensorRtApi:
     return TensorRtApi(module)
 
 
-def _make_logger(module: Any, messages: deque[str]) -> Any:
+def _make_logger(module: Any, errors: deque[str], warnings: deque[str]) -> Any:
     severity = module.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
@@ -199,7 +224,9 @@ def _make_logger(module: Any, messages: deque[str]) -> Any:
             if level is None:
                 return
             if level == logging.ERROR:
-                messages.append(message.strip())
+                errors.append(message.strip())
+            elif level == logging.WARNING:
+                warnings.append(message.strip())
             # Errors also end up in the exception; here they are context, not a second alarm.
             log.log(min(level, logging.WARNING), "%s", message)
 

@@ -64,8 +64,7 @@ def _build(
     phases: PhaseTree | None,
     stop: threading.Event,
 ) -> bytes:
-    api.messages.clear()
-    builder = api.module.Builder(api.logger)
+    builder = api.builder()
     network = builder.create_network(api.network_flags)
     # An empty network is falsy, so truth says nothing here.
     if network is None:

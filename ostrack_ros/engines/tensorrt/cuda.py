@@ -27,8 +27,9 @@ MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 """Import paths, newest first: cuda-bindings 12.8 and later, and cuda-python up to 12.6."""
 
 INSTALL = (
-    "install NVIDIA's Python bindings that match the driver: `pip install 'cuda-python>=13,<14'` "
-    "for CUDA 13 (JetPack 7), `pip install 'cuda-python>=12.2,<13'` for CUDA 12 (JetPack 6)"
+    "install NVIDIA's Python bindings, not newer than the driver: `pip install "
+    "'cuda-python==12.6.*'` on JetPack 6.1 and 6.2 (12.2.* on 6.0, 13.0.* on 7); on a PC not "
+    "above the CUDA version that `nvidia-smi` shows"
 )
 NO_DRIVER = (
     "no usable NVIDIA driver was found. On a PC install the driver and check `nvidia-smi`; on a "
@@ -38,7 +39,10 @@ NO_DRIVER = (
 
 OUT_OF_MEMORY = 2
 _ADVICE = {
-    35: "the driver is missing or older than the CUDA bindings. " + NO_DRIVER,
+    35: "the driver is older than the Python bindings of CUDA, or missing. If there is one, "
+    + INSTALL
+    + ". Otherwise "
+    + NO_DRIVER,
     46: "the GPU is busy or in exclusive mode; end the other GPU process (`nvidia-smi`) or choose "
     "another device",
     100: "the driver sees no GPU; check `nvidia-smi` and the variable CUDA_VISIBLE_DEVICES"

@@ -136,8 +136,7 @@ class Session:
 
     def _load(self, plan: bytes, model: Model) -> None:
         api, cuda = self._api, self._cuda
-        api.messages.clear()
-        runtime = api.module.Runtime(api.logger)
+        runtime = api.runtime()
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise PlanError(api.explain(f"{api.name} rejects the engine file"))
