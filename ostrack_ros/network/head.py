@@ -42,6 +42,9 @@ class CenterHead(nn.Module):
                 block = _conv_block(widths[layer], widths[layer + 1])
                 self.add_module(f"conv{layer + 1}_{tower}", block)
             self.add_module(f"conv5_{tower}", nn.Conv2d(widths[4], outputs, 1))
+        # Training starts from "hardly ever here": at even odds, the focal loss of all the empty
+        # cells would drown everything else for the first hundred steps.
+        nn.init.constant_(self.get_submodule("conv5_ctr").bias, -4.6)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Maps:
         """Search features [B, C, S, S] -> Maps in float32."""

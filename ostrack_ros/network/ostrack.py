@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,8 @@ class OSTrack(nn.Module):
         """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X]; see
         `VisionTransformer.forward` for `keep_ratio`."""
         features = self.backbone(template, search, keep_ratio)
-        side = self.variant.score_size
         tokens = features.tokens[:, self.variant.template_tokens :]
+        side = math.isqrt(tokens.shape[1])
         grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
         return Output(self.box_head(grid), features.removed)
 

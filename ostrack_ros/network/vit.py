@@ -5,6 +5,7 @@ Parameter names are those of the published checkpoints, which follow timm.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -132,10 +133,12 @@ class VisionTransformer(nn.Module):
     ) -> Features:
         """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X] -> Features.
 
-        `keep_ratio` replaces the schedule's own (the training warms it up from 1).
+        `keep_ratio` replaces the schedule's own (the training warms it up from 1). A `search`
+        smaller than the variant's is taken for the middle of its search region.
         """
         z = self.patch_embed(template) + self.pos_embed_z
-        x = self.patch_embed(search) + self.pos_embed_x
+        x = self.patch_embed(search)
+        x = x + central_positions(self.pos_embed_x, x.shape[1])
         template_tokens, search_tokens = z.shape[1], x.shape[1]
         tokens = torch.cat([z, x], dim=1)
         positions: Tensor | None = None
@@ -161,3 +164,13 @@ class VisionTransformer(nn.Module):
             return None
         ratio = self.elimination.keep_ratio if override is None else override
         return ratio if ratio < 1 else None
+
+
+def central_positions(grid: Tensor, count: int) -> Tensor:
+    """The middle `count` positions (a square number) of a square grid [1, N, C]."""
+    if count == grid.shape[1]:
+        return grid
+    full, side = math.isqrt(grid.shape[1]), math.isqrt(count)
+    start = (full - side) // 2
+    rows = grid.reshape(1, full, full, -1)[:, start : start + side, start : start + side]
+    return rows.reshape(1, count, -1)

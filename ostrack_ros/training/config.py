@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ostrack_ros.network.variants import get_variant
+from ostrack_ros.network.variants import PATCH_SIZE, get_variant
 from ostrack_ros.training.synthesis import SynthesisSettings
 
 
@@ -24,7 +24,8 @@ class TrainingConfig:
     share of the run that is done. Learning rates are peaks: a linear warm-up over `warmup_steps`,
     constant until `decay_from` (a share of the run), then linear down to `final_rate` of the peak.
     Candidate elimination is off until `elimination_from` and reaches the variant's own keep ratio
-    at `elimination_full`.
+    at `elimination_full`. A `search_size` below the variant's trains on the middle of the search
+    region, which is much cheaper; the positions at its border are then left to a later run.
     """
 
     variant: str
@@ -32,6 +33,7 @@ class TrainingConfig:
     output: str
     initialise: str | None = None
     freeze_blocks: int = 0
+    search_size: int | None = None
     steps: int = 100_000
     minutes: float | None = None
     batch_size: int = 24
@@ -91,6 +93,14 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
     if given:
         raise ConfigError(f"synthesis.{given[0]} follows from the variant; remove it")
     sizes = {name: getattr(variant, name) for name in shared}
+    if (side := values.get("search_size")) is not None:
+        if side % PATCH_SIZE or not 0 < side <= variant.search_size:
+            raise ConfigError(
+                f"search_size is {side}, expected a multiple of {PATCH_SIZE} up to "
+                f"{variant.search_size}"
+            )
+        sizes["search_factor"] *= side / variant.search_size
+        sizes["search_size"] = side
     banks = values.get("banks")
     if not isinstance(banks, list) or not banks:
         raise ConfigError("banks must be a list of at least one folder")

@@ -14,6 +14,9 @@ from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.images import ImageBank, load_bank
 from ostrack_ros.training.synthesis import PairBatch, PairSynthesizer
 
+HELD_OUT_EVERY = 20
+"""Of so many pictures one is kept out of the training."""
+
 
 class _Pairs(IterableDataset[PairBatch]):
     """An endless stream of batches; every worker draws its own."""
@@ -36,13 +39,19 @@ class _Pairs(IterableDataset[PairBatch]):
 
 def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iterator[PairBatch]:
     """Endless batches on `device`. `seed` should differ after a resume, or the pairs repeat."""
-    bank = load_bank(map(Path, config.banks), config.patches, config.seed)
+    bank, _ = training_banks(config)
     if device.type == "cuda":
         return iter(_Pairs(bank.to(device), config, seed))
     pairs = _Pairs(bank, config, seed)
     if config.workers == 0:
         return iter(pairs)
     return iter(DataLoader(pairs, batch_size=None, num_workers=config.workers, prefetch_factor=4))
+
+
+def training_banks(config: TrainingConfig) -> tuple[ImageBank, ImageBank]:
+    """What to train on, and what training never sees (for the calibration of presence)."""
+    bank = load_bank(map(Path, config.banks), config.patches, config.seed)
+    return bank.split(HELD_OUT_EVERY)
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-PHOTO_SIDE = 384
+PHOTO_SIDE = 448
 CUTOUT_SIDE = 160
 HULL_POINTS = 32
 CANDIDATES = 16
-LIKELY_OBJECTS = 3
+LIKELY_OBJECTS = 2
 MIN_PHOTO_SIDE = 96
 MIN_CUTOUT_SIDE = 24
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class ImageBank:
     """Textures and the objects in them.
 
-    `photos` uint8 [P, 3, 384, 384] RGB, each scaled to fit and lying in the top left corner;
+    `photos` uint8 [P, 3, 448, 448] RGB, each scaled to fit and lying in the top left corner;
     `photo_sizes` float32 [P, 2], the used width and height. `cutouts` uint8 [C, 4, 160, 160] RGBA
     likewise, cropped to their alpha, with `cutout_sizes` [C, 2] and `cutout_hulls` [C, 32, 2],
     convex outlines in units of the used size. `object_photos` int64 [O] and `object_boxes`
@@ -60,6 +60,31 @@ class ImageBank:
 
     def to(self, device: torch.device) -> ImageBank:
         return ImageBank(*(getattr(self, name).to(device) for name in self.__slots__))
+
+    def split(self, every: int) -> tuple[ImageBank, ImageBank]:
+        """The bank without every `every`-th picture and cut-out, and those: one part to train on
+        and one to calibrate on. A track goes where its first picture goes."""
+        photo = torch.arange(len(self.photos)) % every == 0
+        cutout = torch.arange(len(self.cutouts)) % every == 0
+        for track in set(self.object_tracks.tolist()):
+            if track >= 0:
+                members = self.object_photos[self.object_tracks == track]
+                photo[members] = photo[members[0]].clone()
+        return self._select(~photo, ~cutout), self._select(photo, cutout)
+
+    def _select(self, photo: Tensor, cutout: Tensor) -> ImageBank:
+        number = photo.long().cumsum(0) - 1
+        objects = photo[self.object_photos]
+        return ImageBank(
+            photos=self.photos[photo],
+            photo_sizes=self.photo_sizes[photo],
+            cutouts=self.cutouts[cutout],
+            cutout_sizes=self.cutout_sizes[cutout],
+            cutout_hulls=self.cutout_hulls[cutout],
+            object_photos=number[self.object_photos[objects]],
+            object_boxes=self.object_boxes[objects],
+            object_tracks=self.object_tracks[objects],
+        )
 
     def describe(self) -> str:
         tracks = len(set(self.object_tracks[self.object_tracks >= 0].tolist()))

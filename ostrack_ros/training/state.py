@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ostrack_ros.files import produce_atomically
 from ostrack_ros.training.schedule import Progress, WeightAverage
 
 STATE_FILE = "state.safetensors"
@@ -18,13 +18,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    produce_atomically(path, lambda draft: save_file(on_cpu, draft))
 
 
 def save_state(

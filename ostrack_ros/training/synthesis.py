@@ -34,8 +34,8 @@ class SynthesisSettings:
     search_factor: float = 4.0
     center_jitter: float = 3.0
     scale_jitter: float = 0.25
-    pasted: float = 0.5
-    track: float = 0.3
+    pasted: float = 0.4
+    track: float = 0.35
     absent: float = 0.08
     grey: float = 0.05
     same_background: float = 0.6

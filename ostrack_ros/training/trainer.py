@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.data import normalise, pair_stream
 from ostrack_ros.training.initialise import initialise_from_dinov2, initialise_from_network
 from ostrack_ros.training.losses import Losses, tracking_losses
+from ostrack_ros.training.report import LOG_FILE, append_row, plot_training
 from ostrack_ros.training.schedule import (
     Progress,
     WeightAverage,
@@ -29,7 +29,6 @@ from ostrack_ros.training.schedule import (
 from ostrack_ros.training.state import restore_state, save_state
 from ostrack_ros.training.synthesis import PairBatch
 
-LOG_FILE = "log.csv"
 LOG_COLUMNS = ("step", "minutes", "rate", "keep", "total", "focal", "giou", "l1", "hit", "iou")
 
 logger = logging.getLogger(__name__)
@@ -164,28 +163,23 @@ class Trainer:
 
     def _log(self, sums: _Sums, bar: tqdm[None]) -> None:
         means = sums.means()
-        path = self.folder / LOG_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(LOG_COLUMNS)
-            rate = self.optimizer.param_groups[-1]["lr"]
-            keep = self._keep_ratio() or 1.0
-            writer.writerow(
-                [
-                    self.progress.step,
-                    f"{self.progress.seconds / 60:.2f}",
-                    f"{rate:.2e}",
-                    f"{keep:.2f}",
-                ]
-                + [f"{value:.4f}" for value in means]
-            )
+        append_row(
+            self.folder / LOG_FILE,
+            LOG_COLUMNS,
+            [
+                str(self.progress.step),
+                f"{self.progress.seconds / 60:.2f}",
+                f"{self.optimizer.param_groups[-1]['lr']:.2e}",
+                f"{self._keep_ratio() or 1.0:.2f}",
+                *(f"{value:.4f}" for value in means),
+            ],
+        )
         bar.set_postfix(loss=f"{means[0]:.3f}", hit=f"{means[4]:.3f}", iou=f"{means[5]:.3f}")
 
     def _save(self) -> None:
         save_state(self.folder, self.network, self.average, self.optimizer, self.progress)
+        if (self.folder / LOG_FILE).exists():
+            plot_training(self.folder)
 
 
 class _Sums:

@@ -1,0 +1,294 @@
+"""Training: schedules, losses, initialisation, resuming, and that it really learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch (requirements-train.txt)")
+pytest.importorskip("matplotlib", reason="training needs matplotlib (requirements-train.txt)")
+
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from ostrack_ros.network.head import Maps  # noqa: E402
+from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
+from ostrack_ros.network.variants import VARIANTS, Variant  # noqa: E402
+from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
+from ostrack_ros.training.calibration import FEATURES, fit_logistic  # noqa: E402
+from ostrack_ros.training.config import (  # noqa: E402
+    ConfigError,
+    TrainingConfig,
+    load_config,
+    make_config,
+)
+from ostrack_ros.training.initialise import initialise_from_dinov2  # noqa: E402
+from ostrack_ros.training.losses import (  # noqa: E402
+    box_overlap,
+    gaussian_targets,
+    tracking_losses,
+)
+from ostrack_ros.training.schedule import (  # noqa: E402
+    WeightAverage,
+    keep_ratio,
+    learning_rate_factor,
+)
+from ostrack_ros.training.state import STATE_FILE, WEIGHTS_FILE  # noqa: E402
+from ostrack_ros.training.trainer import Trainer  # noqa: E402
+from ostrack_ros.training.validation import TorchEngine  # noqa: E402
+
+CPU = torch.device("cpu")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def bank_folder(tmp_path: Path) -> Path:
+    """Coloured discs and squares as cut-outs, smooth random fields as pictures."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "bank"
+    for part in ("cutouts", "photos", "tracks/ball"):
+        (folder / part).mkdir(parents=True)
+    for index in range(8):
+        image = np.zeros((80, 100, 4), np.uint8)
+        colour = (*(int(c) for c in rng.integers(60, 256, 3)), 255)
+        cv2.circle(image, (50, 40), 35, colour, -1)
+        cv2.rectangle(image, (40, 30), (60, 50), (255, 255, 255, 255), index % 3 + 1)
+        cv2.imwrite(str(folder / "cutouts" / f"{index}.png"), image)
+    for index in range(6):
+        small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        photo = cv2.resize(small, (320, 240), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / "photos" / f"{index}.jpg"), photo)
+    rows = []
+    for index in range(5):
+        frame = np.full((240, 320, 3), 90, np.uint8)
+        cv2.circle(frame, (60 + 40 * index, 120), 25, (30, 200, 240), -1)
+        cv2.imwrite(str(folder / "tracks" / "ball" / f"{index:05d}.jpg"), frame)
+        rows.append(f"{index},{35 + 40 * index},95,50,50")
+    (folder / "tracks" / "ball" / "boxes.csv").write_text("frame,x,y,w,h\n" + "\n".join(rows))
+    (folder / "photos" / "boxes.csv").write_text("file,x,y,w,h\n0.jpg,100,80,60,70\n")
+    return folder
+
+
+@pytest.fixture
+def config(bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+    variant = Variant("toy", embed_dim=48, depth=2, heads=2, head_channels=16)
+    monkeypatch.setitem(VARIANTS, "toy", variant)
+    return make_config(
+        {
+            "variant": "toy",
+            "banks": [str(bank_folder)],
+            "output": str(tmp_path / "run"),
+            "steps": 6,
+            "batch_size": 4,
+            "search_size": 128,
+            "bf16": False,
+            "workers": 0,
+            "patches": 4,
+            "warmup_steps": 1,
+            "log_every": 2,
+            "checkpoint_every": 3,
+        }
+    )
+
+
+def test_a_run_leaves_weights_log_and_curves(config: TrainingConfig) -> None:
+    Trainer(config, CPU).run()
+    folder = Path(config.output)
+    network = OSTrack(VARIANTS["toy"])
+    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    log = (folder / "log.csv").read_text().splitlines()
+    assert len(log) == 1 + 3
+    assert all(math.isfinite(float(v)) for line in log[1:] for v in line.split(","))
+    assert cv2.imread(str(folder / "curves.png")) is not None
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(config: TrainingConfig) -> None:
+    half = dataclasses.replace(config, steps=3)
+    Trainer(half, CPU).run()
+    trainer = Trainer(config, CPU)
+    assert trainer.progress.step == 3
+    saved = load_file(Path(config.output) / STATE_FILE)
+    for key, value in trainer.network.state_dict().items():
+        assert torch.equal(value, saved[f"network.{key}"]), key
+    assert trainer.optimizer.state_dict()["state"][0]["step"] == 3
+    trainer.run()
+    assert trainer.progress.step == 6
+
+
+def test_a_state_of_another_network_is_refused(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(config, CPU).run()
+    other = Variant("toy", embed_dim=32, depth=2, heads=2, head_channels=16)
+    monkeypatch.setitem(VARIANTS, "toy", other)
+    with pytest.raises(ValueError, match="does not fit this configuration"):
+        Trainer(config, CPU)
+
+
+def test_training_lowers_the_loss_on_one_batch(config: TrainingConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, steps=1000, head_rate=2e-3), CPU)
+    from ostrack_ros.training.data import pair_stream
+
+    batch = next(pair_stream(config, CPU, seed=3))
+    first = [float(trainer._step(batch, trainer._losses).total.detach()) for _ in range(3)]
+    for _ in range(40):
+        last = float(trainer._step(batch, trainer._losses).total.detach())
+    assert last < 0.7 * min(first)
+
+
+def test_frozen_blocks_stay(config: TrainingConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, freeze_blocks=1), CPU)
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    trainer.run()
+    after = trainer.network.state_dict()
+    assert torch.equal(
+        before["backbone.blocks.0.attn.qkv.weight"], after["backbone.blocks.0.attn.qkv.weight"]
+    )
+    assert not torch.equal(
+        before["backbone.blocks.1.attn.qkv.weight"], after["backbone.blocks.1.attn.qkv.weight"]
+    )
+
+
+def test_shipped_configurations_are_valid() -> None:
+    paths = sorted((REPOSITORY / "config" / "training").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert load_config(path).variant in VARIANTS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"variant": "nonsense"}, "unknown variant"),
+        ({"learning_rate": 1}, "unknown entry learning_rate"),
+        ({"synthesis": {"blurr": 1}}, "unknown entry synthesis.blurr"),
+        ({"synthesis": {"search_size": 128}}, "follows from the variant"),
+        ({"banks": []}, "banks"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"freeze_blocks": 99}, "freeze_blocks is 99"),
+        ({"search_size": 100}, "search_size is 100"),
+    ],
+)
+def test_bad_configurations_are_refused(change: dict[str, object], words: str) -> None:
+    values = {"variant": "ostrack_tiny", "banks": ["x"], "output": "y"} | change
+    with pytest.raises(ValueError, match=words):
+        make_config(values)
+
+
+def test_config_file_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(broken)
+
+
+def test_schedules() -> None:
+    config = TrainingConfig(
+        "x",
+        ("y",),
+        "z",
+        warmup_steps=10,
+        decay_from=0.5,
+        elimination_from=0.2,
+        elimination_full=0.6,
+    )
+    assert learning_rate_factor(config, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate_factor(config, 50, 0.5) == 1
+    assert learning_rate_factor(config, 50, 1.0) == pytest.approx(config.final_rate)
+    assert keep_ratio(config, 0.7, 0.1) == 1
+    assert keep_ratio(config, 0.7, 0.4) == pytest.approx(0.85)
+    assert keep_ratio(config, 0.7, 0.9) == 0.7
+
+
+def test_weight_average_follows() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    average = WeightAverage(layer, 0.9)
+    torch.nn.init.constant_(layer.weight, 3.0)
+    for _ in range(100):
+        average.update(layer)
+    assert average.values["weight"].item() == pytest.approx(3.0, abs=1e-3)
+
+
+fraction = st.floats(0.05, 0.5)
+position = st.floats(0.2, 0.8)
+
+
+@given(
+    st.tuples(position, position, fraction, fraction),
+    st.tuples(position, position, fraction, fraction),
+)
+def test_overlap_equals_the_trackers_own(a: tuple[float, ...], b: tuple[float, ...]) -> None:
+    value, generalised = box_overlap(torch.tensor([a]), torch.tensor([b]))
+    assert value.item() == pytest.approx(iou(Box.from_center(*a), Box.from_center(*b)), abs=1e-4)
+    assert -1 <= generalised.item() <= value.item() + 1e-6
+
+
+@given(st.tuples(position, position, fraction, fraction))
+def test_heat_maps_peak_at_the_centre(box: tuple[float, ...]) -> None:
+    target = gaussian_targets(torch.tensor([box]), 16)[0]
+    row, column = divmod(int(target.argmax()), 16)
+    assert (column, row) == (int(box[0] * 16), int(box[1] * 16))
+    assert target.max() == 1
+    assert target.min() >= 0
+
+
+def perfect_maps(box: torch.Tensor) -> Maps:
+    side = 16
+    cell = (box[0, :2] * side).long()
+    score = torch.full((1, 1, side, side), 1e-4)
+    score[0, 0, cell[1], cell[0]] = 1 - 1e-4
+    size = box[0, 2:].view(1, 2, 1, 1).expand(1, 2, side, side)
+    offset = (box[0, :2] * side - cell).view(1, 2, 1, 1).expand(1, 2, side, side)
+    return Maps(score, size, offset)
+
+
+def test_losses_know_right_from_wrong() -> None:
+    box = torch.tensor([[0.52, 0.4, 0.2, 0.3]])
+    present = torch.tensor([True])
+    good = tracking_losses(perfect_maps(box), box, present)
+    assert good.total < 0.05
+    assert (good.hit, good.iou) == (1, pytest.approx(1))
+    moved = tracking_losses(perfect_maps(torch.tensor([[0.2, 0.8, 0.1, 0.1]])), box, present)
+    assert moved.total > 5
+    assert moved.hit == 0
+    absent = tracking_losses(perfect_maps(box), box, torch.tensor([False]))
+    assert absent.focal > 5
+    assert absent.l1 == absent.giou == 0
+
+
+def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:
+    path = tmp_path / "dino.npz"
+    np.savez(path, **{"layernorm.weight": np.ones(64, np.float16)})
+    with pytest.raises(ValueError, match="0 blocks of width 64"):
+        initialise_from_dinov2(OSTrack(VARIANTS["ostrack_tiny"]), path)
+
+
+def test_calibration_recovers_a_known_law() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4000, len(FEATURES))) * (1, 2, 0.5, 1) + (0, 1, 2, -1)
+    law = np.array([1.5, -0.5, 0.8, 0.0])
+    chance = 1 / (1 + np.exp(-(features @ law - 1.0)))
+    calibration = fit_logistic(features, rng.random(4000) < chance, "a law")
+    logits = features @ calibration.weights + calibration.intercept
+    assert np.abs(1 / (1 + np.exp(-logits)) - chance).mean() < 0.04
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        fit_logistic(features, np.ones(4000, bool), "all right")
+
+
+def test_torch_engine_speaks_the_engine_interface() -> None:
+    torch.manual_seed(0)
+    network = OSTrack(VARIANTS["ostrack_tiny"]).eval()
+    engine = TorchEngine(network)
+    template = np.zeros((128, 128, 3), np.uint8)
+    prediction = engine.infer(template, np.full((256, 256, 3), 90, np.uint8))
+    assert prediction.score_map.shape == (16, 16)
+    assert 0 < prediction.width < 1
