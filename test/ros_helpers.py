@@ -32,6 +32,8 @@ rclpy = pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 pytest.importorskip("ostrack_ros.msg", reason="the package's messages are not built")
 
 import numpy as np  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
@@ -45,7 +47,7 @@ from ostrack_ros.msg import Box2D, InitBox, Track  # noqa: E402
 from ostrack_ros.srv import InitTarget  # noqa: E402
 
 BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-PATIENCE = 30.0
+PATIENCE = 20.0
 """Seconds after which something that should have happened counts as not happening."""
 
 _HIGHEST_DOMAIN = 101
@@ -217,7 +219,7 @@ class Ros:
         target: str,
         parameters: dict[str, Any] | None = None,
         arguments: Sequence[str] = (),
-        name: str = "",
+        environment: dict[str, str] | None = None,
     ) -> NodeProcess:
         """Start a module of ostrack_ros.nodes, or a script, with ROS parameters."""
         script = Path(target)
@@ -229,8 +231,8 @@ class Ros:
         for key, value in (parameters or {}).items():
             command += ["-p", f"{key}:={_yaml(value)}"]
         command += arguments
-        label = name or f"{script.stem}_{len(self.processes)}"
-        process = NodeProcess(command, self.domain, self.folder / f"{label}.log")
+        log = self.folder / f"{script.stem}_{len(self.processes)}.log"
+        process = NodeProcess(command, self.domain, log, environment)
         self.processes.append(process)
         return process
 
@@ -269,6 +271,24 @@ class Ros:
             ]
         )
         return list(self.call(SetParameters, f"{node}/set_parameters", request).results)
+
+    def wait_for_state(self, node: str, state: int) -> None:
+        """Wait until a lifecycle node is in the state with this id."""
+
+        def reached() -> bool:
+            current = self.call(GetState, f"{node}/get_state").current_state
+            return bool(current.id == state)
+
+        until(reached, f"lifecycle state {state} of {node}", pause=0.1)
+
+    def change_state(self, node: str, transition: int) -> bool:
+        """Run a lifecycle transition; whether it succeeded."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self.call(ChangeState, f"{node}/change_state", request).success)
+
+    def add(self, node: Node) -> None:
+        """Let a node of this process run beside the probe; its context must be the probe's."""
+        self._executor.add_node(node)
 
     def now(self) -> int:
         return int(self.node.get_clock().now().nanoseconds)

@@ -302,6 +302,14 @@ def test_boxes_survive_the_way_out_and_back(
     assert np.allclose(list(box_from_message(box_to_message(box))), list(box))
 
 
+def test_whole_numbers_arrive_as_such() -> None:
+    """rclpy would store the int 4 in a float field as 2e-323."""
+    sent = box_to_message(Box(1, 2, 4, 6))
+    assert all(
+        type(value) is float for value in (sent.center_x, sent.center_y, sent.size_x, sent.size_y)
+    )
+
+
 def test_no_box_is_nan_everywhere() -> None:
     sent = box_to_message(None)
     assert all(

@@ -69,7 +69,7 @@ def tracker(ros: Ros, model: Path) -> NodeProcess:
     process = ros.run(
         "tracker_node", {"model": model, "diagnostics_period": 0.1, "image_timeout": 0.5}
     )
-    wait_for_state(ros, State.PRIMARY_STATE_ACTIVE)
+    ros.wait_for_state(NODE, State.PRIMARY_STATE_ACTIVE)
     return process
 
 
@@ -80,19 +80,6 @@ def tracks(ros: Ros, tracker: NodeProcess) -> Iterator[Inbox[Track]]:
     yield inbox
     ros.call(Trigger, f"{NODE}/stop")
     ros.unsubscribe(inbox)
-
-
-def wait_for_state(ros: Ros, state: int, node: str = NODE) -> None:
-    until(
-        lambda: ros.call(GetState, f"{node}/get_state").current_state.id == state,
-        f"lifecycle state {state}",
-        pause=0.1,
-    )
-
-
-def change_state(ros: Ros, transition: int, node: str = NODE) -> bool:
-    request = ChangeState.Request(transition=Transition(id=transition))
-    return bool(ros.call(ChangeState, f"{node}/change_state", request).success)
 
 
 def start_track(ros: Ros, feed: CameraFeed, node: str = NODE) -> InitTarget.Response:
@@ -366,7 +353,7 @@ def test_answers_while_it_configures_and_walks_through_its_lifecycle(
             },
         )
         diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics", 10)
-        wait_for_state(ros, State.PRIMARY_STATE_UNCONFIGURED)
+        ros.wait_for_state(NODE, State.PRIMARY_STATE_UNCONFIGURED)
         refused = ros.call(InitTarget, f"{NODE}/init_target", init_request(0, 10, 10, 10, 10))
         assert not refused.success
         assert "configure" in refused.message
@@ -389,31 +376,31 @@ def test_answers_while_it_configures_and_walks_through_its_lifecycle(
         until(configuring.done, "the transition")
         assert configuring.result().success
 
-        wait_for_state(ros, State.PRIMARY_STATE_INACTIVE)
+        ros.wait_for_state(NODE, State.PRIMARY_STATE_INACTIVE)
         assert ros.node.count_subscribers("/image") == 0
         for _ in range(2):
-            assert change_state(ros, Transition.TRANSITION_ACTIVATE)
+            assert ros.change_state(NODE, Transition.TRANSITION_ACTIVATE)
             until(lambda: ros.node.count_subscribers("/image") == 1, "the subscription")
             with CameraFeed(ros) as feed:
                 tracks = ros.subscribe(Track, f"{NODE}/track")
                 start_track(ros, feed)
                 until(lambda: len(tracks) > 5, "tracks")  # noqa: B023
-                assert change_state(ros, Transition.TRANSITION_DEACTIVATE)
+                assert ros.change_state(NODE, Transition.TRANSITION_DEACTIVATE)
             tracks.wait_for(lambda t: t.state == Track.IDLE, "IDLE")
             ros.unsubscribe(tracks)
             until(lambda: ros.node.count_subscribers("/image") == 0, "the subscription's end")
         ids = ros.call(InitTarget, f"{NODE}/init_target", init_request(0, 10, 10, 10, 10))
         assert not ids.success
         assert "activate" in ids.message
-        assert change_state(ros, Transition.TRANSITION_CLEANUP)
+        assert ros.change_state(NODE, Transition.TRANSITION_CLEANUP)
         assert ros.set_parameters(NODE, model="no_such_model")[0].successful
-        assert not change_state(ros, Transition.TRANSITION_CONFIGURE)
-        wait_for_state(ros, State.PRIMARY_STATE_UNCONFIGURED)
+        assert not ros.change_state(NODE, Transition.TRANSITION_CONFIGURE)
+        ros.wait_for_state(NODE, State.PRIMARY_STATE_UNCONFIGURED)
         failed = diagnostics.wait_for(
             lambda array: "no_such_model" in array.status[0].message, "the reason"
         )
         assert failed.status[0].level == b"\x02"
-        assert change_state(ros, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+        assert ros.change_state(NODE, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
         assert process.exit_code is None
         assert process.stop() == 0
         assert "Traceback" not in process.output
@@ -431,7 +418,7 @@ def test_compressed_images_and_remapping(tmp_path: Path, model: Path) -> None:
             ["-r", "image:=/cam/image_raw", "-r", "__ns:=/robot"],
         )
         node = "/robot/tracker"
-        wait_for_state(ros, State.PRIMARY_STATE_ACTIVE, node)
+        ros.wait_for_state(node, State.PRIMARY_STATE_ACTIVE)
         tracks = ros.subscribe(Track, f"{node}/track")
         with CameraFeed(
             ros, make=jpeg, kind=CompressedImage, topic="/cam/image_raw/compressed"
@@ -445,7 +432,7 @@ def test_simulated_time_is_the_time_of_latency(tmp_path: Path, model: Path) -> N
     """Images and /clock start at second 100; a wall clock would see latencies of decades."""
     with ros_session(tmp_path) as ros:
         ros.run("tracker_node", {"model": model, "use_sim_time": True})
-        wait_for_state(ros, State.PRIMARY_STATE_ACTIVE)
+        ros.wait_for_state(NODE, State.PRIMARY_STATE_ACTIVE)
         clock = ros.publisher(Clock, "/clock", 10)
         until(lambda: clock.get_subscription_count() == 1, "the node to listen to /clock")
         simulated = [100_000_000_000]

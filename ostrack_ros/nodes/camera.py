@@ -78,19 +78,12 @@ class CameraModel:
 
         None where the distortion model has no direction for that pixel.
         """
-        point = np.array(
-            [
-                [
-                    [
-                        x * self.binning[0] + self.offset[0],
-                        y * self.binning[1] + self.offset[1],
-                    ]
-                ]
-            ]
-        )
+        sensor_x = float(x * self.binning[0] + self.offset[0])
+        sensor_y = float(y * self.binning[1] + self.offset[1])
+        point = np.array([[[sensor_x, sensor_y]]])
         if self.distortion.size == 0 or not self.distortion.any():
-            u = (point[0, 0, 0] - self.matrix[0, 2]) / self.matrix[0, 0]
-            v = (point[0, 0, 1] - self.matrix[1, 2]) / self.matrix[1, 1]
+            u = (sensor_x - self.matrix[0, 2]) / self.matrix[0, 0]
+            v = (sensor_y - self.matrix[1, 2]) / self.matrix[1, 1]
             if self.fisheye:
                 return _fisheye_ray(u, v)
         elif self.fisheye:

@@ -147,7 +147,13 @@ def box_to_message(box: Box | None) -> Box2D:
     """The box, or NaN in every field for None."""
     if box is None:
         return Box2D(center_x=math.nan, center_y=math.nan, size_x=math.nan, size_y=math.nan)
-    return Box2D(center_x=box.cx, center_y=box.cy, size_x=box.width, size_y=box.height)
+    # rclpy stores an int in a float field as the float with the same bits.
+    return Box2D(
+        center_x=float(box.cx),
+        center_y=float(box.cy),
+        size_x=float(box.width),
+        size_y=float(box.height),
+    )
 
 
 def stamp_to_nanoseconds(stamp: Time) -> int:

@@ -63,4 +63,4 @@ def _lines(
 
 
 def _point(ray: Ray, length: float) -> Point:
-    return Point(x=ray[0] * length, y=ray[1] * length, z=ray[2] * length)
+    return Point(x=float(ray[0] * length), y=float(ray[1] * length), z=float(ray[2] * length))

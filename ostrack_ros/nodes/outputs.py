@@ -208,11 +208,12 @@ def track_message(
         track_id=result.track_id,
         state=int(result.state),
         box=box_to_message(result.box),
-        confidence=confidence,
-        score=score,
-        bearing=Vector3(x=x, y=y, z=z),
-        velocity_x=velocity[0],
-        velocity_y=velocity[1],
+        # rclpy stores anything but a Python float as the float with the same bits.
+        confidence=float(confidence),
+        score=float(score),
+        bearing=Vector3(x=float(x), y=float(y), z=float(z)),
+        velocity_x=float(velocity[0]),
+        velocity_y=float(velocity[1]),
         latency=duration_message(latency),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -20,8 +21,8 @@ _TO_BGR = {
     PixelFormat.BGRA: cv2.COLOR_BGRA2BGR,
     PixelFormat.MONO: cv2.COLOR_GRAY2BGR,
 }
-_DASHES = 8
 _FAR = 1e5
+_MOST_DASHES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,10 @@ def _draw_dashed(image: NDArray[np.uint8], box: Box, colour: Colour, thickness: 
         (box.x, box.bottom),
     ]
     for (x1, y1), (x2, y2) in zip(corners, [*corners[1:], corners[0]], strict=True):
-        for dash in range(_DASHES):
-            start, end = (dash + 0.25) / _DASHES, (dash + 0.75) / _DASHES
+        # Line ends are round: a period must leave a gap between them.
+        dashes = max(2, round(math.hypot(x2 - x1, y2 - y1) / max(16, 10 * thickness)))
+        for dash in range(min(dashes, _MOST_DASHES)):
+            start, end = (dash + 0.3) / dashes, (dash + 0.7) / dashes
             first = round(x1 + start * (x2 - x1)), round(y1 + start * (y2 - y1))
             last = round(x1 + end * (x2 - x1)), round(y1 + end * (y2 - y1))
             cv2.line(image, first, last, (0, 0, 0), thickness + 2, cv2.LINE_AA)

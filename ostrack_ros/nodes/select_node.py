@@ -176,7 +176,7 @@ class SelectNode(Node):
 
     def __init__(self, make_window: Any = OpenCvWindow, **node_arguments: Any) -> None:
         super().__init__("select", **node_arguments)
-        transport = self.declare_parameter(
+        transport: Any = self.declare_parameter(
             "image_transport",
             "raw",
             ParameterDescriptor(

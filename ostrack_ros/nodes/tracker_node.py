@@ -421,6 +421,7 @@ class TrackerNode(LifecycleNode):
             return response
         response.success = True
         response.message = f"stopped track {stopped}" if stopped else "nothing was being tracked"
+        self.get_logger().info(response.message)
         return response
 
     def _on_incompatible_qos(self, kind: str, peer: str, event: Any) -> None:

@@ -22,6 +22,9 @@ from ostrack_ros.tracking.history import FrameHistory
 from ostrack_ros.tracking.presence import TargetState
 from ostrack_ros.tracking.tracker import Estimate, Tracker, TrackerSettings
 
+SMALLEST_SIDE = 1.0
+"""Pixels of the smallest init box; below it somebody made a mistake."""
+
 _NANOSECONDS = 1_000_000_000
 _LATE_SECONDS = 0.5
 
@@ -414,6 +417,7 @@ class TrackingWorker(Generic[ImageT]):
 
     def _begin(self, tracker: Tracker, request: _InitRequest, settings: WorkerSettings) -> None:
         try:
+            _check_size(request.box)
             image, note = self._find_image(request.stamp, settings)
             frame = image.frame()
             tracker.init(frame, request.box)
@@ -576,6 +580,14 @@ class TrackingWorker(Generic[ImageT]):
             stop.set_result(0)
         for request in self._take_requests():
             request.answer.set_exception(Refused("the node is shutting down"))
+
+
+def _check_size(box: Box) -> None:
+    if box.is_valid and min(box.width, box.height) < SMALLEST_SIDE:
+        raise Refused(
+            f"{box} is smaller than a pixel (rclpy sends an int in a float field as almost zero: "
+            "write 40.0, not 40)"
+        )
 
 
 def replay_stride(pending: int, seconds_left: float, update_seconds: float) -> int:
