@@ -52,6 +52,7 @@ class TrainingConfig:
     workers: int = 1
     threads: int | None = None
     patches: int = 1000
+    max_pictures: int = 20_000
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 20

@@ -50,7 +50,7 @@ def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iter
 
 def training_banks(config: TrainingConfig) -> tuple[ImageBank, ImageBank]:
     """What to train on, and what training never sees (for the calibration of presence)."""
-    bank = load_bank(map(Path, config.banks), config.patches, config.seed)
+    bank = load_bank(map(Path, config.banks), config.patches, config.seed, config.max_pictures)
     return bank.split(HELD_OUT_EVERY)
 
 

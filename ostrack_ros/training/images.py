@@ -6,6 +6,8 @@ Folder layout (all parts but one of `cutouts`, `photos` may be missing):
     photos/**/*.jpg|png      pictures; photos/boxes.csv: file,x,y,w,h of objects in them
     backgrounds/**/*.jpg     pictures without object boxes
     tracks/<name>/%05d.jpg   frames; tracks/<name>/boxes.csv: frame,x,y,w,h of one object
+
+A folder without any of these is read as a published data set (`recordings.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ostrack_ros.training.recordings import find_recordings
+
 PHOTO_SIDE = 448
 CUTOUT_SIDE = 160
 HULL_POINTS = 32
@@ -32,6 +36,8 @@ CANDIDATES = 16
 LIKELY_OBJECTS = 2
 MIN_PHOTO_SIDE = 96
 MIN_CUTOUT_SIDE = 24
+VIEWS_PER_RECORDING = 12
+PARTS = ("cutouts", "photos", "backgrounds", "tracks")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 logger = logging.getLogger(__name__)
@@ -106,9 +112,15 @@ class _Collector:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
+        self._tracks = 0
         self.photos: list[_Photo] = []
         self.objects: list[tuple[int, NDArray[np.float32], int]] = []
         self.cutouts: list[tuple[NDArray[np.uint8], int, int, NDArray[np.float32]]] = []
+
+    def new_track(self) -> int:
+        """A number that no track has yet."""
+        self._tracks += 1
+        return self._tracks
 
     def add_photo(
         self, image: NDArray[np.uint8], boxes: Iterable[NDArray[np.float32]] = (), track: int = -1
@@ -164,31 +176,55 @@ class _Collector:
         )
 
 
-def load_bank(roots: Iterable[Path], patches: int = 1000, seed: int = 0) -> ImageBank:
+def load_bank(
+    roots: Iterable[Path], patches: int = 1000, seed: int = 0, max_pictures: int = 20_000
+) -> ImageBank:
     """Read the folders (layout above) and cut `patches` extra cut-outs from the pictures.
 
-    Unreadable pictures are skipped and counted. Raises ValueError when a root does not exist or
-    nothing usable is found.
+    Of a published data set a random part is taken once there are `max_pictures`, which need 0.6 MB
+    of memory each. Unreadable pictures are skipped with a warning. Raises ValueError when a root
+    does not exist or nothing usable is found.
     """
     rng = np.random.default_rng(seed)
     collector = _Collector(rng)
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"there is no image bank at {root}")
-        for path in _pictures(root / "cutouts"):
-            if (image := _read(path, alpha=True)) is not None:
-                collector.add_cutout(image)
-        for folder in ("photos", "backgrounds"):
-            boxes = _read_boxes(root / folder / "boxes.csv")
-            for path in _pictures(root / folder):
-                if (image := _read(path)) is not None:
-                    collector.add_photo(image, boxes.get(path.name, ()))
-        for number, track in enumerate(sorted((root / "tracks").glob("*/boxes.csv"))):
-            _add_track(collector, track, number + len(collector.objects))
+        if any((root / part).is_dir() for part in PARTS):
+            _add_bank(collector, root)
+        else:
+            _add_recordings(collector, root, rng, max_pictures)
     _add_patches(collector, patches, rng)
     bank = collector.stack()
     logger.info("image bank: %s", bank.describe())
     return bank
+
+
+def _add_bank(collector: _Collector, root: Path) -> None:
+    for path in _pictures(root / "cutouts"):
+        if (image := _read(path, alpha=True)) is not None:
+            collector.add_cutout(image)
+    for folder in ("photos", "backgrounds"):
+        boxes = _read_boxes(root / folder / "boxes.csv")
+        for path in _pictures(root / folder):
+            if (image := _read(path)) is not None:
+                collector.add_photo(image, boxes.get(path.name, ()))
+    for table in sorted((root / "tracks").glob("*/boxes.csv")):
+        _add_track(collector, table, collector.new_track())
+
+
+def _add_recordings(
+    collector: _Collector, root: Path, rng: np.random.Generator, max_pictures: int
+) -> None:
+    recordings = list(find_recordings(root, VIEWS_PER_RECORDING))
+    for index in tqdm(rng.permutation(len(recordings)), desc=f"reading {root.name}", leave=False):
+        if len(collector.photos) >= max_pictures:
+            logger.info("%s: took a part only, %d pictures are the limit", root, max_pictures)
+            break
+        number = collector.new_track() if len(recordings[index]) > 1 else -1
+        for view in recordings[index]:
+            if (image := _read(view.path)) is not None:
+                collector.add_photo(image, view.boxes, number)
 
 
 def _add_track(collector: _Collector, table: Path, number: int) -> None:
