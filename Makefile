@@ -89,15 +89,17 @@ $(STAMPS)/network-$(TORCH): requirements-network.txt scripts/install_network.py 
 	@touch $@
 
 # Jazzy's message modules must not meet Kilted's in the source tree, so this one installs the
-# package and runs the tests against the installed copy (-P keeps the sources off the path).
+# package and runs the tests against the installed copy (PYTHONSAFEPATH keeps the sources off the
+# path). Needs Python 3.11 or newer.
 jazzy: VENV := .venv-jazzy
 jazzy:
 	@$(MAKE) --no-print-directory VENV=$(VENV) jazzy-tests
 
 .PHONY: jazzy-tests
 jazzy-tests: $(STAMPS)/jazzy
-	@cd test && unset FASTDDS_DEFAULT_PROFILES_FILE && \
-	  FASTRTPS_DEFAULT_PROFILES_FILE=$(CURDIR)/config/fastdds_shm.xml $(BIN)/python -P -m pytest -p no:cacheprovider $(ARGS)
+	@cd test && unset FASTDDS_DEFAULT_PROFILES_FILE && export PYTHONSAFEPATH=1 && \
+	  export FASTRTPS_DEFAULT_PROFILES_FILE=$(CURDIR)/config/fastdds_shm.xml && \
+	  $(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
 
 $(STAMPS)/jazzy: requirements.txt requirements-ros-jazzy.txt requirements-build.txt \
   requirements-dev.txt $(STAMPS)/python $(PACKAGE_SOURCES) $(shell find ostrack_ros -name '*.py')
