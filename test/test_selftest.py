@@ -100,6 +100,20 @@ def test_engines_that_are_off_are_refused_with_figures(
     assert named in report.summary()
 
 
+def test_a_flat_map_is_judged_by_its_own_spread() -> None:
+    """A network with little to say must not make any answer look right."""
+    flat = (0.1 + 0.03 * np.random.default_rng(1).random((16, 16))).astype(np.float32)
+    shuffled = np.random.default_rng(2).permutation(flat.ravel()).reshape(16, 16)
+    one_flip = flat.copy()
+    one_flip[4:9, 4:9] += np.float32(0.004)
+    prediction = Prediction(0.5, 0.5, 0.2, 0.2, 0.12, 0.1, flat)
+    for wrong in (shuffled, np.full_like(flat, flat.mean())):
+        other = Prediction(0.5, 0.5, 0.2, 0.2, 0.12, 0.1, wrong)
+        assert compare("flat", other, prediction).failures(TOLERANCES["fp16"])
+    other = Prediction(0.5, 0.5, 0.2, 0.2, 0.12, 0.1, one_flip)
+    assert not compare("flat", other, prediction).failures(TOLERANCES["fp16"])
+
+
 def test_fp32_is_judged_more_strictly() -> None:
     off_by_little = Scripted(error=0.01)
     assert run_self_test(off_by_little, Scripted(), "fp16").passed

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import enum
+import importlib.util
 import inspect
 import json
 import logging
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -907,6 +909,44 @@ def test_two_nodes_build_once(rig: Rig, tmp_path: Path) -> None:
     assert builds == [0, 1]
     # The one that did not build waited, unless it was so late that the engine was already there.
     assert seen[1] == (1, False)
+
+
+# --- The benchmark for a machine with a GPU ---
+
+
+@pytest.fixture
+def benchmark_script() -> Any:
+    path = Path(package.__file__).parents[3] / "benchmarks" / "tensorrt_gpu.py"
+    if not path.is_file():
+        pytest.skip("the benchmarks are in the source tree only")
+    spec = importlib.util.spec_from_file_location("tensorrt_gpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tensorrt_gpu"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_measures(rig: Rig, benchmark_script: Any) -> None:
+    result = benchmark_script.measure_engine(
+        rig.kit, rig.model, cache=rig.cache, iterations=5, leak_updates=20
+    )
+    timings = result["bench"]["timings"]
+    assert {"crop", "inference", "decode", "copy to GPU", "network on GPU"} <= set(timings)
+    assert timings["network on GPU"]["median"] == pytest.approx(0.25)
+    assert result["memory"]["updates"] == 20
+    assert result["no_growth"]
+    assert rig.runtime.leaked == 0
+    json.dumps(result)
+
+
+def test_the_benchmark_says_that_there_is_no_gpu(
+    benchmark_script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tensorrt_gpu.py", "--runtime", "no_such_tensorrt"])
+    assert benchmark_script.main() == benchmark_script.NO_GPU
+    assert "there is no GPU to measure on: no_such_tensorrt" in capsys.readouterr().err
 
 
 # --- The report ---

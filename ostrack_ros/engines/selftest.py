@@ -4,9 +4,11 @@ A compiler may pick a kernel that overflows, or drop a cast; the boxes are then 
 anywhere. So every engine that was built on this machine first answers a few stored inputs, and is
 refused if it is off.
 
-What is compared are the graph's two outputs. Which candidates were eliminated is no output; but an
-eliminated candidate is a zero vector before the head, so a candidate kept by mistake changes the
-score map around its cell, and the score map's tolerance is what judges it.
+What is compared are the graph's two outputs. Which candidates were eliminated is no output, and
+cannot be read off the score map cell by cell, since the head's convolutions blur it. But a flipped
+candidate is plain to see there: over these inputs fp16 arithmetic alone moves the map by about
+0.1 % of its spread on average, a flip by 1 to 3 % (measured with random weights: docs/jetson.md).
+So the map's tolerances say how many flips are borne: one or two, not a different selection.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ CLEAR_PEAK = 0.9
 """A peak is clear if no cell outside its 3x3 neighbourhood responds more than this much of it."""
 
 
+SMALLEST_SPREAD = 0.01
+"""Flatter score maps count as having this much between their lowest and highest cell."""
+
+
 class ParityError(EngineError):
     """An engine does not agree with its ONNX file; the message has the figures."""
 
@@ -35,7 +41,8 @@ class ParityError(EngineError):
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """Largest differences allowed: `box` in fractions of the search region's side (each of cx, cy,
-    w, h), `score` of the raw peak, `score_map` of any cell and `score_map_mean` on average."""
+    w, h), `score` of the raw peak and of the response, `score_map` of any cell, and
+    `score_map_mean` of all cells on average, as a fraction of the map's own spread."""
 
     box: float
     score: float
@@ -44,9 +51,8 @@ class Tolerance:
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(box=0.002, score=0.002, score_map=0.01, score_map_mean=0.0005),
-    # fp16 may flip one or two kept candidates of 89, which moves a few cells of the map.
-    "fp16": Tolerance(box=0.02, score=0.05, score_map=0.15, score_map_mean=0.01),
+    "fp32": Tolerance(box=0.002, score=0.005, score_map=0.02, score_map_mean=0.01),
+    "fp16": Tolerance(box=0.02, score=0.05, score_map=0.15, score_map_mean=0.06),
 }
 
 
@@ -61,8 +67,8 @@ class StoredInput:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """Differences on one input; `box` and `score` are None where the reference has two peaks of
-    about the same height, between which rounding may choose."""
+    """Differences on one input, as in Tolerance; `box` and `score` are None where the reference has
+    two peaks of about the same height, between which rounding may choose."""
 
     name: str
     box: float | None
@@ -148,7 +154,8 @@ def compare(name: str, found: Prediction, expected: Prediction) -> CaseResult:
         score = float(
             np.max([abs(found.score - expected.score), abs(found.response - expected.response)])
         )
-    return CaseResult(name, box, score, float(np.max(cells)), float(np.mean(cells)))
+    spread = max(float(np.ptp(expected.score_map)), SMALLEST_SPREAD)
+    return CaseResult(name, box, score, float(np.max(cells)), float(np.mean(cells)) / spread)
 
 
 def has_clear_peak(score_map: NDArray[np.float32]) -> bool:
