@@ -522,6 +522,7 @@ class FakeCuda:
         class Properties:
             name = b"Fake GPU\0\0"
             major, minor = 8, 7
+            multiProcessorCount = 8
             totalGlobalMem = 8 << 30
 
         return self._code("cudaGetDeviceProperties"), Properties()

@@ -91,7 +91,7 @@ CUDA_ENUMS = {
     "cudaStreamCaptureMode": ("cudaStreamCaptureModeThreadLocal",),
     "cudaError_t": ("cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver"),
 }
-CUDA_PROPERTIES = ("name", "major", "minor", "totalGlobalMem")
+CUDA_PROPERTIES = ("name", "major", "minor", "multiProcessorCount", "totalGlobalMem")
 
 ABSENT, PROPERTY = "absent", "property"
 
@@ -161,9 +161,13 @@ def describe_cuda(module: Any) -> dict[str, Any]:
 def main(name: str) -> None:
     module = importlib.import_module(name)
     recorded = json.loads(FILE.read_text()) if FILE.exists() else {"tensorrt": {}, "cuda": {}}
-    if "cuda" in name:
-        version = int(module.cudaRuntimeGetVersion()[1]) if "bindings" in name else 12060
-        recorded["cuda"][f"{name} {version // 1000}.{version % 1000 // 10}"] = describe_cuda(module)
+    if name == "cuda.bindings.runtime":
+        version = int(module.cudaRuntimeGetVersion()[1])
+        short = f"{version // 1000}.{version % 1000 // 10}"
+        recorded["cuda"][f"{name} {short}"] = describe_cuda(module)
+    elif name == "cuda.cudart":
+        short = ".".join(importlib.import_module("cuda").__version__.split(".")[:2])
+        recorded["cuda"][f"{name} {short}"] = describe_cuda(module)
     else:
         family = "TensorRT-RTX" if "rtx" in name else "TensorRT"
         recorded["tensorrt"][f"{family} {module.__version__}"] = describe_tensorrt(module)

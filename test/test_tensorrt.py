@@ -389,7 +389,11 @@ def test_a_plan_tensorrt_rejects_is_built_anew(rig: Rig, caplog: pytest.LogCaptu
     path = _engine_file(rig)
     store = cache_module.EngineCache(rig.cache)
     key = cache_module.EngineKey(
-        load_model(rig.model).spec.onnx_sha256, "TensorRT 10.3.0", "Fake GPU", "SM87", "fp16"
+        load_model(rig.model).spec.onnx_sha256,
+        "TensorRT 10.3.0",
+        "Fake GPU, 8 multiprocessors",
+        "SM87",
+        "fp16",
     )
     stored = store.load(key, "tiny")
     assert stored is not None

@@ -67,7 +67,7 @@ class _Unusable(Exception):
 class EngineKey:
     """What an engine depends on; two equal keys mean interchangeable engines.
 
-    `runtime` is TensorRT's name and version, `gpu` the device's marketing name and
+    `runtime` is TensorRT's name and version, `gpu` the device's name and size, and
     `compute_capability` its SM number (`SM87`).
     """
 

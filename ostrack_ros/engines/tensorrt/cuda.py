@@ -67,11 +67,13 @@ class GpuMemoryError(CudaError):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU: index as CUDA counts it, marketing name, compute capability, memory in bytes."""
+    """One GPU: index as CUDA counts it, marketing name, compute capability, number of streaming
+    multiprocessors, memory in bytes."""
 
     index: int
     name: str
     compute_capability: tuple[int, int]
+    multiprocessors: int
     memory: int
 
     @property
@@ -230,6 +232,7 @@ class Cuda:
             index,
             str(name).strip(),
             (int(properties.major), int(properties.minor)),
+            int(properties.multiProcessorCount),
             int(properties.totalGlobalMem),
         )
 

@@ -241,7 +241,8 @@ class _Provider:
         return EngineKey(
             onnx_sha256=model.spec.onnx_sha256,
             runtime=self._kit.api.name,
-            gpu=device.name,
+            # All Jetsons of a generation have one name: an Orin Nano and an AGX are both "Orin".
+            gpu=f"{device.name}, {device.multiprocessors} multiprocessors",
             compute_capability=device.sm,
             precision=precision,
         )
