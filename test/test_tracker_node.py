@@ -290,8 +290,7 @@ def test_thresholds_change_live_and_the_rest_is_refused_with_a_reason(
     result = ros.set_parameters(NODE, model="another")[0]
     assert not result.successful
     assert "cleanup" in result.reason
-    for name in ("autostart", "diagnostics_period"):
-        value: Any = False if name == "autostart" else 2.0
+    for name, value in {"autostart": False, "diagnostics_period": 2.0}.items():
         result = ros.set_parameters(NODE, **{name: value})[0]
         assert not result.successful
         assert result.reason

@@ -11,10 +11,11 @@ from rclpy.exceptions import InvalidParameterTypeException, ParameterException
 from rclpy.executors import (
     Executor,
     ExternalShutdownException,
-    MultiThreadedExecutor,
     SingleThreadedExecutor,
 )
 from rclpy.node import Node
+
+from ostrack_ros.nodes.executor import PromptExecutor
 
 
 class StartError(Exception):
@@ -40,26 +41,28 @@ def run_node(
         print(f"cannot start: {_explain(error)}", file=sys.stderr)
         rclpy.try_shutdown()
         return 2
-    executor = (
-        SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
-    )
+
+    def on_error(error: Exception) -> None:
+        if rclpy.ok():
+            node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
+
+    executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
     executor.add_node(node)
     try:
         while rclpy.ok():
-            _spin_until_trouble(executor, node)
+            _spin_until_trouble(executor, on_error)
     finally:
         _leave(node)
     return 0
 
 
-def _spin_until_trouble(executor: Executor, node: Node) -> None:
+def _spin_until_trouble(executor: Executor, on_error: Callable[[Exception], None]) -> None:
     try:
         executor.spin()
     except ExternalShutdownException:
         return
     except Exception as error:
-        if rclpy.ok():
-            node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
+        on_error(error)
 
 
 def _leave(node: Node) -> None:

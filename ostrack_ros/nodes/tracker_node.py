@@ -48,6 +48,7 @@ from ostrack_ros.nodes.convert import (
 from ostrack_ros.nodes.diagnostics import RateMeter, Report, diagnostic_array
 from ostrack_ros.nodes.encodings import ConversionError
 from ostrack_ros.nodes.engine_loading import LoadEngine, load_engine
+from ostrack_ros.nodes.executor import PromptCallbackGroup
 from ostrack_ros.nodes.logs import forward_logs, stop_forwarding
 from ostrack_ros.nodes.memory import keep_image_buffers
 from ostrack_ros.nodes.outputs import Outputs
@@ -62,6 +63,7 @@ from ostrack_ros.tracking.history import FrameHistory
 THREADS = 6
 """A transition, two services that wait for the worker, images, timers, and one to spare."""
 
+SWITCH_SECONDS = 0.0005
 _LOADING_NOTICE_SECONDS = 3.0
 _CLOSE_SECONDS = 5.0
 _AHEAD_SECONDS = 0.1
@@ -262,7 +264,7 @@ class TrackerNode(LifecycleNode):
         return direct if direct != unmapped else f"{topic}/compressed"
 
     def _create_inputs(self, settings: Settings) -> None:
-        images = MutuallyExclusiveCallbackGroup()
+        images = PromptCallbackGroup()
         compressed = settings.image_transport == "compressed"
         reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         self._inputs = [
@@ -520,6 +522,9 @@ def _worker_settings(settings: Settings) -> WorkerSettings:
 def main(args: Sequence[str] | None = None, load: LoadEngine = load_engine) -> int:
     """Run the node; the exit code."""
     keep_image_buffers()
+    # Python lets a thread keep the interpreter for 5 ms while another one waits, as long as a small
+    # network takes for an image.
+    sys.setswitchinterval(SWITCH_SECONDS)
     return run_node(lambda: TrackerNode(load), args, THREADS)
 
 
