@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +154,16 @@ def test_a_tie_is_judged_by_the_map_alone() -> None:
     result = compare("tie", left, right)
     assert result.box is None
     assert not result.failures(TOLERANCES["fp32"])
+
+
+def test_the_documented_tolerances_are_the_real_ones() -> None:
+    page = Path(__file__).parents[1] / "docs" / "jetson.md"
+    if not page.is_file():
+        pytest.skip("the documentation is in the source tree only")
+    rows = re.findall(r"\| ([\d.]+) \| ([\d.]+) \|\n", page.read_text(encoding="utf-8"))
+    documented = [(float(fp16), float(fp32)) for fp16, fp32 in rows]
+    fields = dataclasses.fields(TOLERANCES["fp16"])
+    real = [
+        (getattr(TOLERANCES["fp16"], f.name), getattr(TOLERANCES["fp32"], f.name)) for f in fields
+    ]
+    assert documented == real
