@@ -29,7 +29,10 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export FASTDDS_DEFAULT_PROFILES_FILE := $(CURDIR)/config/fastdds_shm.xml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # From an activated environment or a sourced distro these would reach the new one.
-unexport PYTHONPATH PYTHONHOME _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
+unexport PYTHONPATH PYTHONHOME
+ifdef _ROS_WHEELS_BOOTSTRAP_COMPLETE
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
+endif
 
 PIP := $(BIN)/python -m pip install --quiet
 STAMPS := $(VENV)/stamps
@@ -76,7 +79,7 @@ PACKAGE_SOURCES := setup.py pyproject.toml package.xml CMakeLists.txt \
   $(wildcard cmake/* msg/*.msg srv/*.srv launch/* config/*.* demo/* models/*)
 $(STAMPS)/package: $(STAMPS)/runtime $(PACKAGE_SOURCES)
 	@echo "building the messages ..."
-	@$(PIP) --no-build-isolation --no-deps --editable .
+	@PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(STAMPS)/development: requirements-dev.txt $(STAMPS)/runtime
