@@ -364,7 +364,7 @@ class FakeTensorRt:
 
     def _tell(self, monitor: Any) -> bool:
         """Report phases as TensorRT does, in the time the build shall take; False to stop."""
-        steps = 5
+        steps = max(5, int(4 * self.faults.build_seconds))
         if monitor is None:
             time.sleep(self.faults.build_seconds)
             return True

@@ -13,6 +13,8 @@ import inspect
 import json
 import logging
 import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -885,18 +887,48 @@ def test_the_clock_never_claims_to_be_done() -> None:
 # --- Two processes ---
 
 
-def _node(folder: Path, events: Any) -> None:
+def _rig_of(folder: Path, build_seconds: float) -> Rig:
+    """As Rig, but with the model that is already there."""
     rig = Rig.__new__(Rig)
-    rig.faults = Faults(build_seconds=1.0)
+    rig.faults = Faults(build_seconds=build_seconds)
     rig.runtime = FakeCuda(rig.faults)
     rig.trt = FakeTensorRt("TensorRT 10.3.0", rig.runtime)
     rig.kit = Toolkit(TensorRtApi(rig.trt), Cuda(rig.runtime))
     rig.cache, rig.model = folder / "cache", folder / "tiny.onnx"
+    return rig
+
+
+def _node(folder: Path, events: Any) -> None:
+    rig = _rig_of(folder, build_seconds=1.0)
     texts: list[str] = []
     engine = rig.engine(progress=lambda _, text: texts.append(text))
     assert_answers(engine, 1)
     engine.close()
     events.put((len(rig.trt.builds), any("waiting for process" in text for text in texts)))
+
+
+def _interrupted(folder: Path, events: Any) -> None:
+    rig = _rig_of(folder, build_seconds=300.0)
+    try:
+        rig.build(progress=lambda *_: events.put("building"))
+    except KeyboardInterrupt:
+        events.put("interrupted")
+
+
+def test_a_real_ctrl_c_ends_a_build(rig: Rig, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    builder = context.Process(target=_interrupted, args=(tmp_path, events))
+    builder.start()
+    assert events.get(timeout=100) == "building"
+    assert builder.pid is not None
+    os.kill(builder.pid, signal.SIGINT)
+    builder.join(200)
+    assert builder.exitcode == 0
+    seen = [events.get(timeout=10)]
+    while seen[-1] != "interrupted":
+        seen.append(events.get(timeout=10))
+    assert [path.name for path in rig.cache.iterdir()] == [".lock"]
 
 
 def test_two_nodes_build_once(rig: Rig, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ostrack_ros.engines.base import EngineError
 
@@ -45,6 +45,10 @@ _TIMES = "build-times.json"
 _TEMPORARY = ".tmp"
 _POLL_SECONDS = 0.25
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+Plan: TypeAlias = bytes | memoryview
+"""A serialised engine; hundreds of megabytes, so it is not copied without need."""
 
 
 class CacheError(EngineError):
@@ -110,11 +114,11 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredEngine:
-    """An entry that was read and found whole."""
+    """An entry that was read and found whole; `plan` is a view of the file's content."""
 
     path: Path
     record: EngineRecord
-    plan: bytes
+    plan: memoryview
 
 
 def default_directory() -> Path:
@@ -186,7 +190,7 @@ class EngineCache:
             os.utime(path)  # marks it as recently used
         return stored
 
-    def store(self, record: EngineRecord, plan: bytes) -> Path:
+    def store(self, record: EngineRecord, plan: Plan) -> Path:
         """Write an engine in one step and make room for it. Call it inside `lock`.
 
         Raises OSError when the disk is full or not writable; nothing is left behind then.
@@ -437,7 +441,7 @@ def _read(path: Path, key: EngineKey) -> StoredEngine:
         raise _Unusable("its checksum is wrong")
     if record.key != key:
         raise _Unusable("it was built for another model, TensorRT or GPU")
-    return StoredEngine(path, record, content[start:])
+    return StoredEngine(path, record, memoryview(content)[start:])
 
 
 def _read_record(path: Path) -> EngineRecord:
@@ -463,7 +467,7 @@ def _parse(start: bytes, size: int) -> tuple[EngineRecord, int]:
     return record, end
 
 
-def _write(path: Path, *parts: bytes) -> None:
+def _write(path: Path, *parts: Plan) -> None:
     """Write a file only its user can read, so that it appears whole or, even on a crash, not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import Engine, EngineError, Prediction
-from ostrack_ros.engines.cache import DEFAULT_LIMIT, EngineCache, EngineKey, EngineRecord
+from ostrack_ros.engines.cache import DEFAULT_LIMIT, EngineCache, EngineKey, EngineRecord, Plan
 from ostrack_ros.engines.contract import BatchBuffers
 from ostrack_ros.engines.models import Model, load_model
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine
@@ -307,7 +307,7 @@ class _Provider:
             self_test=figures,
         )
 
-    def _keep(self, record: EngineRecord, plan: bytes) -> Path | None:
+    def _keep(self, record: EngineRecord, plan: Plan) -> Path | None:
         """Store, but go on without a stored engine where the disk is full or read-only."""
         try:
             path = self._cache.store(record, plan)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import EngineError
+from ostrack_ros.engines.cache import Plan
 from ostrack_ros.engines.contract import (
     RESULT,
     SCORE_MAP,
@@ -55,7 +56,7 @@ class Session:
         self,
         api: TensorRtApi,
         cuda: Cuda,
-        plan: bytes,
+        plan: Plan,
         model: Model,
         *,
         use_graph: bool = True,
@@ -134,7 +135,7 @@ class Session:
             log.warning("could not free everything of a TensorRT engine: %s", error)
         self._graph = self._context = None
 
-    def _load(self, plan: bytes, model: Model) -> None:
+    def _load(self, plan: Plan, model: Model) -> None:
         api, cuda = self._api, self._cuda
         runtime = api.runtime()
         engine = runtime.deserialize_cuda_engine(plan)
