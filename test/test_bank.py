@@ -153,8 +153,10 @@ def test_interrupted_run_uses_the_archive_it_has(tmp_path):
     registries = Registries()
     build_bank(tmp_path, [STICKERS], registries, keep=True)
     (tmp_path / ".sources" / "stickers.json").unlink()
+    (tmp_path / ".draft-killed").mkdir()
     build_bank(tmp_path, [STICKERS], registries, keep=True)
     assert registries.fetched == [NPM.name]
+    assert not (tmp_path / ".draft-killed").exists()
     archive = next((tmp_path / ".downloads").glob("*.tgz"))
     archive.write_bytes(archive.read_bytes()[:-40])  # cut short: its digest no longer fits
     (tmp_path / ".sources" / "stickers.json").unlink()

@@ -48,6 +48,7 @@ MIN_CUTOUT_SIDE = 24
 MIN_PICTURE_SIDE = 160
 QUALITY = 90
 FORMAT_VERSION = 1
+_DRAFT = ".draft-"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LICENCE_FILES = (
     "usr/share/doc/*/copyright",
@@ -118,8 +119,9 @@ SOURCES = (
         _debian("sweethome3d-furniture"),
         ("*.sh3f", "*.sh3f/*.png"),
         "CC0-1.0, CC-BY-3.0",
+        exclude=("*.sh3f/*/*/*",),
         minimum=300,
-        remark="rendered furniture and household things; a few textures pass",
+        remark="rendered furniture and household things",
     ),
     Source(
         "fluent3d",
@@ -127,6 +129,7 @@ SOURCES = (
         Package(Registry.NPM, "@lobehub/fluent-emoji-3d", "1.1.0"),
         ("package/assets/*.webp",),
         "MIT",
+        limit=1200,
         minimum=800,
         remark="shaded, cartoonish",
     ),
@@ -231,6 +234,8 @@ def build_bank(
 
     The packages' archives are removed once they are used, unless `keep`.
     """
+    for draft in output.glob(f"{_DRAFT}*"):
+        shutil.rmtree(draft)  # of a run that was killed
     downloads = output / ".downloads"
     failures: list[PackageError | BankError] = []
     progress = tqdm(list(sources), desc="sources", unit="source")
@@ -271,7 +276,7 @@ def _add_source(output: Path, source: Source, archive: Path) -> None:
     _, version = identity(archive)
     target = output / source.kind.value / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bank-", dir=output) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=output) as temporary:
         draft = Path(temporary) / source.name
         draft.mkdir()
         write = _write_tracks if source.kind is Kind.TRACKS else _write_pictures
