@@ -16,6 +16,7 @@ from ros_helpers import BEST_EFFORT, Ros, header, image, nanoseconds, ros_sessio
 # isort: split
 # The import above skips this file where ROS is not installed; those below would fail.
 from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
 from ostrack_ros.msg import InitBox
 from ostrack_ros.nodes.select_node import DragListener, DragSelector, SelectNode
@@ -118,6 +119,20 @@ def test_a_person_can_point_at_a_target(ros: Ros) -> None:
     assert (sent.box.center_x, sent.box.center_y) == (25.0, 28.0)
     assert (sent.box.size_x, sent.box.size_y) == (30.0, 32.0)
     until(lambda: window.shown[-1][47, 63, 0] == 150, "the live picture again")
+    stops: list[bool] = []
+
+    def on_stop(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        stops.append(True)
+        return response
+
+    ros.node.create_service(Trigger, "tracker/stop", on_stop)
+    until(lambda: node.count_services("/tracker/stop"), "the service")
+
+    def stopped() -> bool:
+        window.key = "c"
+        return bool(stops)
+
+    until(stopped, "the call of tracker/stop", pause=0.1)
     window.key = "q"
     until(node.finished.is_set, "the end")
 

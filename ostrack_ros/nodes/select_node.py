@@ -22,6 +22,7 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from std_srvs.srv import Trigger
 
 from ostrack_ros.drawing import AMBER, draw_box, draw_label
 from ostrack_ros.msg import InitBox, Track
@@ -210,6 +211,7 @@ class SelectNode(Node):
         self.create_subscription(Track, "tracker/track", self._on_track, 10)
         reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         self._init_box = self.create_publisher(InitBox, "init_box", reliable)
+        self._stop: Any = self.create_client(Trigger, "tracker/stop")
         self.create_timer(_REFRESH_SECONDS, self._refresh)
         self.get_logger().info(f"waiting for images on {topic}; {TITLE}")
 
@@ -231,6 +233,8 @@ class SelectNode(Node):
             self.finished.set()
             self.context.try_shutdown()
             return
+        if key == "c":
+            self._stop_tracking()
         selection = self._selector.take()
         if selection is not None:
             self._send(selection)
@@ -242,6 +246,12 @@ class SelectNode(Node):
         self.get_logger().info(
             f"sent {selection.box} of image {stamp_to_nanoseconds(selection.header.stamp)}"
         )
+
+    def _stop_tracking(self) -> None:
+        if self._stop.service_is_ready():
+            self._stop.call_async(Trigger.Request())
+        else:
+            self.get_logger().warning(f"nobody offers {self._stop.srv_name}")
 
     def _show(self, image: ReceivedImage) -> None:
         try:

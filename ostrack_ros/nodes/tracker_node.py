@@ -37,7 +37,11 @@ from visualization_msgs.msg import MarkerArray
 from ostrack_ros.engines.base import Engine, EngineError
 from ostrack_ros.msg import InitBox, Track
 from ostrack_ros.nodes.camera import CameraError, CameraModel
-from ostrack_ros.nodes.compatibility import PublisherEventCallbacks, SubscriptionEventCallbacks
+from ostrack_ros.nodes.compatibility import (
+    PublisherEventCallbacks,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
+)
 from ostrack_ros.nodes.convert import (
     ImageReader,
     ReceivedImage,
@@ -303,32 +307,40 @@ class TrackerNode(LifecycleNode):
         group: CallbackGroup,
         kind: str,
     ) -> Any:
-        events = SubscriptionEventCallbacks(
-            incompatible_qos=partial(self._on_incompatible_qos, kind, f"a publisher on {topic}")
-        )
-        return self.create_subscription(
-            message_type,
-            topic,
-            callback,
-            qos,
-            callback_group=group,
-            event_callbacks=events,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        told = partial(self._on_incompatible_qos, kind, f"a publisher on {topic}")
+
+        def create(events: SubscriptionEventCallbacks) -> Any:
+            return self.create_subscription(
+                message_type,
+                topic,
+                callback,
+                qos,
+                callback_group=group,
+                event_callbacks=events,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+        try:
+            return create(SubscriptionEventCallbacks(incompatible_qos=told))
+        except UnsupportedEventTypeError:  # Not every middleware compares QoS.
+            return create(SubscriptionEventCallbacks())
 
     def _create_output(self, message_type: type, topic: str, qos: QoSProfile) -> Any:
-        events = PublisherEventCallbacks(
-            incompatible_qos=partial(
-                self._on_incompatible_qos, "output.qos", f"a subscriber of {topic}"
+        told = partial(self._on_incompatible_qos, "output.qos", f"a subscriber of {topic}")
+
+        def create(events: PublisherEventCallbacks) -> Any:
+            return self.create_publisher(
+                message_type,
+                topic,
+                qos,
+                event_callbacks=events,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
-        )
-        return self.create_publisher(
-            message_type,
-            topic,
-            qos,
-            event_callbacks=events,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+
+        try:
+            return create(PublisherEventCallbacks(incompatible_qos=told))
+        except UnsupportedEventTypeError:
+            return create(PublisherEventCallbacks())
 
     def _drop_inputs(self) -> None:
         inputs, self._inputs = self._inputs, []

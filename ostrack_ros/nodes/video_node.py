@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
-import yaml  # type: ignore[import-untyped]
+import yaml
 from numpy.typing import NDArray
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
