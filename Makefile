@@ -47,7 +47,7 @@ help:
 demo: $(STAMPS)/package
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
-test: $(STAMPS)/package $(STAMPS)/network-$(TORCH) lint
+test: $(STAMPS)/package lint $(STAMPS)/network-$(TORCH)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMPS)/package $(STAMPS)/development
