@@ -43,6 +43,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
+import ostrack_ros  # noqa: E402
 from ostrack_ros.msg import Box2D, InitBox, Track  # noqa: E402
 from ostrack_ros.srv import InitTarget  # noqa: E402
 
@@ -51,6 +52,7 @@ PATIENCE = 20.0
 """Seconds after which something that should have happened counts as not happening."""
 
 _HIGHEST_DOMAIN = 101
+_PACKAGE = Path(ostrack_ros.__file__).resolve().parent
 MessageT = TypeVar("MessageT")
 
 
@@ -100,7 +102,7 @@ class NodeProcess:
             "ROS_LOG_DIR": str(log.parent),
             "PYTHONUNBUFFERED": "1",
             "RCUTILS_LOGGING_BUFFERED_STREAM": "0",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "test")]),
+            "PYTHONPATH": os.pathsep.join([str(_PACKAGE.parent), str(ROOT / "test")]),
             **(environment or {}),
         }
         self._process = subprocess.Popen(
