@@ -985,6 +985,65 @@ def test_the_benchmark_says_that_there_is_no_gpu(
     assert "there is no GPU to measure on: no_such_tensorrt" in capsys.readouterr().err
 
 
+# --- From official weights ---
+
+
+class _Settings:
+    """As the published checkpoints pickle beside their weights."""
+
+    def __init__(self) -> None:
+        self.project_path = "train/ostrack"
+
+
+class _Meter:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+
+def test_an_official_checkpoint_tracks_on_the_engine(rig: Rig, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="exporting needs torch")
+    pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
+    from seeded_weights import seeded_state, seeded_tensor
+
+    from ostrack_ros.engines.select import create_engine
+    from ostrack_ros.evaluation.bench import made_up_frames
+    from ostrack_ros.network.export import export_checkpoint
+    from ostrack_ros.network.ostrack import OSTrack
+    from ostrack_ros.network.variants import get_variant
+    from ostrack_ros.tracking.frame import Frame, PixelFormat
+    from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
+
+    variant = "vitt_256_ce"  # the published architecture, narrow: the wide one takes minutes here
+    weights = seeded_state(OSTrack(get_variant(variant)), seed=7)
+    width = get_variant(variant).embed_dim
+    for key, shape in (("cls_token", (1, 1, width)), ("pos_embed", (1, 197, width))):
+        weights[f"backbone.{key}"] = seeded_tensor(f"backbone.{key}", shape, 7)
+    checkpoint = tmp_path / "OSTrack_ep0300.pth.tar"
+    extras = {"settings": _Settings(), "stats": {"train": {"Loss/total": _Meter(1.5)}}}
+    torch.save({"epoch": 300, "net": weights, "optimizer": {}, **extras}, checkpoint)
+
+    rig.model = export_checkpoint(checkpoint, variant, "fp16", tmp_path / "models")
+    report = rig.build()
+    assert report.self_test is not None
+    assert report.precision == "fp16"
+
+    images, box = made_up_frames(640, 360, 4)
+    boxes = []
+    engines = (rig.engine(), create_engine(rig.model, "onnxruntime", threads=1))
+    for engine in engines:
+        tracker = Tracker(engine, TrackerSettings(presence=None))
+        tracker.init(Frame(images[0], PixelFormat.BGR, 0), box)
+        estimates = [
+            tracker.update(Frame(image, PixelFormat.BGR, index * 33_333_333))
+            for index, image in enumerate(images[1:], start=1)
+        ]
+        boxes.append([tuple(estimate.box or ()) for estimate in estimates])
+        engine.close()
+    np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
+    assert np.all(np.isfinite(boxes[0]))
+    assert rig.runtime.leaked == 0
+
+
 # --- The report ---
 
 

@@ -114,6 +114,31 @@ def test_exported_graphs_compile(api: TensorRtApi, export, variant: str, precisi
     model.path.unlink()  # 370 MB each
 
 
+@pytest.mark.parametrize("variant", ["vitt_256", "vitt_384"])
+def test_graphs_without_elimination_compile(api: TensorRtApi, export, variant: str) -> None:  # type: ignore[no-untyped-def]
+    """Two of the published configurations have none; they differ from these in width only."""
+    compile_for_targets(api, export(variant, "fp16"))
+
+
+def test_batched_graphs_compile(api: TensorRtApi, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="exporting needs torch")
+    pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
+    from ostrack_ros.network.export import export_network
+    from ostrack_ros.network.ostrack import OSTrack
+    from ostrack_ros.network.variants import get_variant
+
+    torch.manual_seed(0)
+    path = export_network(
+        OSTrack(get_variant("ostrack_tiny")).eval(),
+        "fp16",
+        tmp_path / "batch.onnx",
+        source="random",
+        source_sha256="0" * 64,
+        batch=3,
+    )
+    compile_for_targets(api, load_model(path))
+
+
 @pytest.mark.parametrize("name", list_models() or ["(none)"])
 def test_shipped_models_compile(api: TensorRtApi, name: str) -> None:
     if name == "(none)":
