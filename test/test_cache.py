@@ -274,12 +274,13 @@ def test_leftovers_of_a_killed_builder_are_removed(cache: EngineCache) -> None:
 
 def test_refusals_are_remembered_until_an_engine_passes(cache: EngineCache) -> None:
     cache.prepare()
-    assert cache.refusal(KEY) is None
-    cache.refuse(KEY, "score is off by 0.4")
-    assert cache.refusal(KEY) == "score is off by 0.4"
-    assert cache.refusal(dataclasses.replace(KEY, precision="fp32")) is None
+    assert cache.refusal(KEY, 1) is None
+    cache.refuse(KEY, "score is off by 0.4", 1)
+    assert cache.refusal(KEY, 1) == "score is off by 0.4"
+    assert cache.refusal(KEY, 2) is None  # a changed self-test judges anew
+    assert cache.refusal(dataclasses.replace(KEY, precision="fp32"), 1) is None
     cache.store(record(), PLAN)
-    assert cache.refusal(KEY) is None
+    assert cache.refusal(KEY, 1) is None
 
 
 def test_build_times_outlive_versions_of_tensorrt(cache: EngineCache) -> None:

@@ -7,6 +7,7 @@ no test here can show is that a GPU computes right: that is the self-test's job 
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import importlib.util
 import inspect
@@ -515,6 +516,37 @@ def test_without_a_cpu_runtime_the_test_is_made_up_for_later(
     assert len(rig.trt.builds) == 1
 
 
+def test_an_untested_engine_of_the_process_waited_for_is_tested(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is held then, and must not be asked for again."""
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise BackendUnavailableError("not installed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "OpenVinoEngine", missing)
+        patch.setattr(engine_module, "OnnxRuntimeEngine", missing)
+        rig.build()
+    hidden = _engine_file(rig).rename(rig.cache / "hidden")
+    holder = cache_module.EngineCache(rig.cache)
+    with contextlib.ExitStack() as held:
+        held.enter_context(holder.lock())
+
+        def appears(_: float | None, text: str) -> None:
+            if "waiting for process" in text and hidden.exists():
+                hidden.rename(next(iter(stored)))
+                held.close()
+
+        key = engine_module._Provider(rig.kit, holder, None, None)._key(
+            load_model(rig.model), "fp16"
+        )
+        stored = [holder.path(key, "tiny")]
+        report = rig.build(progress=appears)
+    assert not report.built
+    assert report.self_test is not None
+
+
 def test_a_bad_engine_of_unknown_origin_is_found_on_first_load(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -739,6 +771,7 @@ def test_a_run_tensorrt_refuses(rig: Rig) -> None:
     rig.faults.execute = True
     with pytest.raises(EngineError, match="could not run the engine"):
         rig.engine()
+    assert len(rig.trt.builds) == 2  # a new engine might have run
     assert rig.runtime.leaked == 0
 
 

@@ -211,17 +211,18 @@ class EngineCache:
         with contextlib.suppress(OSError):
             self.path(key, model).unlink(missing_ok=True)
 
-    def refuse(self, key: EngineKey, reason: str) -> None:
+    def refuse(self, key: EngineKey, reason: str, test_version: int) -> None:
         """Remember that engines of `key` fail the self-test, so that nobody builds them again."""
-        _write(self._refusal(key), json.dumps({"reason": reason}).encode())
+        note = {"reason": reason, "test_version": test_version}
+        _write(self._refusal(key), json.dumps(note).encode())
 
-    def refusal(self, key: EngineKey) -> str | None:
-        """Why engines of `key` were refused, or None."""
+    def refusal(self, key: EngineKey, test_version: int) -> str | None:
+        """Why engines of `key` were refused by this version of the self-test, or None."""
         try:
-            reason = json.loads(_read_secure(self._refusal(key)))["reason"]
+            note = json.loads(_read_secure(self._refusal(key)))
+            return str(note["reason"]) if note["test_version"] == test_version else None
         except (OSError, _Unusable, ValueError, KeyError, TypeError):
             return None
-        return str(reason)
 
     def expected_seconds(self, key: EngineKey) -> float | None:
         """How long the last build of this model on this GPU took, whatever TensorRT's version."""

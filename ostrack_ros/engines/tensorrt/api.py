@@ -24,6 +24,7 @@ from typing import Any
 from ostrack_ros.engines.base import EngineError
 from ostrack_ros.engines.runtime import BackendUnavailableError
 from ostrack_ros.engines.spec import Precision
+from ostrack_ros.engines.tensorrt.cuda import CudaError
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +83,11 @@ class TensorRtApi:
         return f"{what}: {' | '.join(messages)}" if messages else f"{what}, with no reason given"
 
     def builder(self) -> Any:
-        """A builder. Raises EngineError where TensorRT finds no working CUDA."""
+        """A builder. Raises CudaError where TensorRT finds no working CUDA."""
         return self._make("Builder")
 
     def runtime(self) -> Any:
-        """A runtime, which loads plans. Raises EngineError where there is no working CUDA."""
+        """A runtime, which loads plans. Raises CudaError where there is no working CUDA."""
         return self._make("Runtime")
 
     def configure(self, builder: Any, network: Any, precision: Precision, typed: Precision) -> Any:
@@ -153,7 +154,7 @@ class TensorRtApi:
             return getattr(self.module, name)(self.logger)
         except TypeError as error:
             # `pybind11::init(): factory function returned nullptr`; the cause is in the log.
-            raise EngineError(
+            raise CudaError(
                 self.explain(f"{self.name} cannot start ({error}); is CUDA installed and working?")
             ) from error
 

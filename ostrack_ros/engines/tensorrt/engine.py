@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -27,9 +28,9 @@ from ostrack_ros.engines.selftest import ParityError, SelfTestReport, run_self_t
 from ostrack_ros.engines.spec import ModelSpec, Precision
 from ostrack_ros.engines.tensorrt.api import TensorRtApi, load_tensorrt
 from ostrack_ros.engines.tensorrt.builder import build_plan
-from ostrack_ros.engines.tensorrt.cuda import Cuda, load_cuda
+from ostrack_ros.engines.tensorrt.cuda import Cuda, CudaError, load_cuda
 from ostrack_ros.engines.tensorrt.progress import Progress
-from ostrack_ros.engines.tensorrt.session import PlanError, Session, Timings
+from ostrack_ros.engines.tensorrt.session import Session, Timings
 from ostrack_ros.engines.tensorrt.widen import model_in
 
 log = logging.getLogger(__name__)
@@ -231,9 +232,11 @@ class _Provider:
         key = self._key(model, precision)
         if not force and (found := self._from_cache(model, key, precision)):
             return found
-        with self._cache.lock(self._report_waiting, self._cancel) as waited:
-            if waited and not force and (found := self._from_cache(model, key, precision)):
-                return found
+        with self._lock() as waited:
+            if waited and not force:
+                found = self._from_cache(model, key, precision, locked=True)
+                if found is not None:
+                    return found
             return self._build(model, key, precision)
 
     def _key(self, model: Model, precision: Precision) -> EngineKey:
@@ -247,8 +250,10 @@ class _Provider:
             precision=precision,
         )
 
-    def _from_cache(self, model: Model, key: EngineKey, precision: Precision) -> _Provided | None:
-        if reason := self._cache.refusal(key):
+    def _from_cache(
+        self, model: Model, key: EngineKey, precision: Precision, *, locked: bool = False
+    ) -> _Provided | None:
+        if reason := self._cache.refusal(key, SELF_TEST_VERSION):
             raise ParityError(
                 f"{reason} (found earlier; `ostrack build --force` builds and tests it again)"
             )
@@ -257,7 +262,9 @@ class _Provider:
             return None
         try:
             session = Session(self._kit.api, self._kit.cuda, stored.plan, model)
-        except PlanError as error:
+        except CudaError:
+            raise  # no memory or a broken driver: a new engine would fare no better
+        except EngineError as error:
             log.warning("%s: %s; it will be built anew", stored.path, error)
             self._cache.discard(key, model.spec.name)
             return None
@@ -266,7 +273,8 @@ class _Provider:
             figures = self._self_test(session, model, key, precision)
             if figures is not None:
                 record = dataclasses.replace(stored.record, self_test=figures)
-                with self._cache.lock(self._report_waiting, self._cancel):
+                # The lock is not reentrant.
+                with contextlib.nullcontext() if locked else self._lock():
                     self._keep(record, stored.plan)
         return _Provided(
             session=session,
@@ -350,7 +358,7 @@ class _Provider:
         session.close()
         self._cache.discard(key, model.spec.name)
         try:
-            self._cache.refuse(key, report.summary())
+            self._cache.refuse(key, report.summary(), SELF_TEST_VERSION)
         except OSError as error:
             log.warning("could not note the refusal in %s: %s", self._cache.directory, error)
         raise ParityError(report.summary())
@@ -358,6 +366,9 @@ class _Provider:
     def _describe(self, session: Session, precision: Precision) -> str:
         launch = "CUDA graph" if session.captured else "no CUDA graph"
         return f"{self._kit.api.name} on {self._kit.cuda.device} ({precision}, {launch})"
+
+    def _lock(self) -> contextlib.AbstractContextManager[bool]:
+        return self._cache.lock(self._report_waiting, self._cancel)
 
     def _report_waiting(self, seconds: float, holder: str) -> None:
         if self._progress is not None:
