@@ -21,6 +21,7 @@ from ostrack_ros.network.elimination import (  # noqa: E402
 from ostrack_ros.network.head import Maps, decode, hann_window  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
 from ostrack_ros.network.variants import PUBLISHED, VARIANTS, Variant, get_variant  # noqa: E402
+from ostrack_ros.network.vit import central_positions  # noqa: E402
 
 
 def plain_backbone(network: OSTrack, template: Tensor, search: Tensor) -> tuple[Tensor, list[int]]:
@@ -104,6 +105,20 @@ def test_a_batch_equals_its_items() -> None:
         alone = network(template[i : i + 1], search[i : i + 1]).maps
         np.testing.assert_allclose(together.score[i], alone.score[0], atol=1e-5)
         np.testing.assert_allclose(together.offset[i], alone.offset[0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_smaller_search_is_the_middle_of_the_region() -> None:
+    network = seeded_network("vitt_256", 7)
+    torch.nn.init.zeros_(network.box_head.conv5_size.weight)  # the same size everywhere
+    search = torch.randn(1, 3, 256, 256)
+    template = torch.randn(1, 3, 128, 128)
+    whole = network(template, search).maps
+    middle = network(template, search[:, :, 32:224, 32:224]).maps
+    assert middle.score.shape == (1, 1, 12, 12)
+    np.testing.assert_allclose(middle.size[0, :, 0, 0] * 192, whole.size[0, :, 0, 0] * 256)
+    positions = network.backbone.pos_embed_x.reshape(16, 16, -1)[2:14, 2:14].reshape(1, 144, -1)
+    assert torch.equal(central_positions(network.backbone.pos_embed_x, 144), positions)
 
 
 @torch.no_grad()

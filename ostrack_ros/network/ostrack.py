@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,11 @@ class OSTrack(nn.Module):
         tokens = features.tokens[:, self.variant.template_tokens :]
         side = math.isqrt(tokens.shape[1])
         grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
-        return Output(self.box_head(grid), features.removed)
+        maps: Maps = self.box_head(grid)
+        if side != self.variant.score_size:
+            # The head measures boxes by the whole search region, of which this is the middle.
+            maps = replace(maps, size=maps.size * (self.variant.score_size / side))
+        return Output(maps, features.removed)
 
 
 class OSTrackGraph(nn.Module):
