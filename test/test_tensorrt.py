@@ -33,6 +33,7 @@ from ostrack_ros.engines import cache as cache_module
 from ostrack_ros.engines.base import EngineError
 from ostrack_ros.engines.cache import BuildCancelled, InsecureCacheError
 from ostrack_ros.engines.models import load_model
+from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine
 from ostrack_ros.engines.runtime import BackendUnavailableError
 from ostrack_ros.engines.selftest import ParityError
 from ostrack_ros.engines.tensorrt import (
@@ -86,6 +87,8 @@ def rig(tmp_path: Path) -> Rig:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_reporting, "__kwdefaults__", {"poll": 0.01})
     monkeypatch.setattr(cache_module, "_POLL_SECONDS", 0.01)
+    # The self-test's reference: OpenVINO takes longer to start than the rest of a test.
+    monkeypatch.setattr(engine_module, "OpenVinoEngine", OnnxRuntimeEngine)
 
 
 def assert_answers(engine: TensorRtEngine, seed: int) -> None:
@@ -455,7 +458,7 @@ def test_a_full_disk_does_not_stop_the_engine(
 
 def test_an_engine_that_is_off_is_refused_for_good(rig: Rig) -> None:
     rig.faults.score_offset = 0.3
-    with pytest.raises(ParityError, match=r"score_map is off by 0\.300\d \(allowed 0\.15\)"):
+    with pytest.raises(ParityError, match=r"score_map is off by 0\.3\d* \(allowed 0\.15\)"):
         rig.engine(fallback="none")
     assert rig.runtime.leaked == 0
     assert not list(rig.cache.glob("*.engine"))
