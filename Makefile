@@ -87,6 +87,13 @@ $(STAMPS)/development: requirements-dev.txt $(STAMPS)/runtime
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
+# Compiles the exported graphs in the tests, without a GPU. There is no wheel for other systems than
+# Linux with glibc 2.28; the tests that need it say so and skip.
+$(STAMPS)/tensorrt: requirements-tensorrt-ci.txt $(STAMPS)/development
+	@echo "installing the TensorRT-RTX compiler ..."
+	@$(PIP) -r requirements-tensorrt-ci.txt || echo "not to be had here: its tests will skip" >&2
+	@touch $@
+
 $(STAMPS)/network-$(TORCH): requirements-network.txt scripts/install_network.py $(STAMPS)/development
 	@$(BIN)/python scripts/install_network.py $(TORCH)
 	@touch $@
