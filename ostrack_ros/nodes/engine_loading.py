@@ -27,5 +27,6 @@ def load_engine(settings: Settings, progress: Progress) -> Engine:
         threads=settings.threads,
         device=settings.device,
         cache_directory=settings.cache_directory,
+        fallback=settings.fallback,
         progress=progress,
     )

@@ -127,6 +127,14 @@ PARAMETERS: tuple[Row, ...] = (
         "Folder for engines built on this machine; empty means the user's cache.",
     ),
     Row(
+        "fallback",
+        "cpu",
+        Change.CONFIGURE,
+        "What follows a GPU engine that disagrees with its model: cpu is fp32 on the GPU, then a "
+        "CPU backend; fp32 is that on the GPU only; none is an error.",
+        choices=("cpu", "fp32", "none"),
+    ),
+    Row(
         "image_transport",
         "raw",
         Change.CONFIGURE,
@@ -280,6 +288,7 @@ class Settings:
     threads: int | None
     device: int
     cache_directory: Path | None
+    fallback: str
     image_transport: str
     rectified: bool
     image_timeout: float
@@ -319,6 +328,7 @@ class Settings:
             threads=int(values["threads"]) or None,
             device=int(values["device"]),
             cache_directory=Path(directory).expanduser() if directory else None,
+            fallback=str(values["fallback"]),
             image_transport=str(values["image_transport"]),
             rectified=bool(values["rectified"]),
             image_timeout=float(values["image_timeout"]),

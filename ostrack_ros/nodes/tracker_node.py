@@ -202,6 +202,9 @@ class TrackerNode(LifecycleNode):
         return True
 
     def _on_progress(self, fraction: float | None, step: str) -> None:
+        if not self.context.ok():
+            # Ends a build of minutes, which the process would otherwise wait for.
+            raise InterruptedError("the node is shutting down")
         share = "" if fraction is None else f" ({100 * fraction:.0f} %)"
         self._loading_step = f"{step}{share}"
 
