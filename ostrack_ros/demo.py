@@ -180,6 +180,7 @@ class OverlayRecorder:
         # Not the first frame: what a track looks like is seen from the second on.
         self._wanted = list(np.linspace(1, max(1, frames - 1), tiles).round().astype(int))
         self._tiles: list[Image] = []
+        self._last: tuple[int, Image] | None = None
         self.images = 0
 
     def add(self, frame: int, image: Image) -> None:
@@ -197,9 +198,11 @@ class OverlayRecorder:
                 raise DemoError(f"OpenCV cannot write the video {self._path}")
         self._writer.write(image)
         self.images += 1
+        self._last = frame, image
         if self._wanted and frame >= self._wanted[0]:
             self._wanted = [number for number in self._wanted if number > frame]
             self._tiles.append(_tile(image, frame))
+            self._last = None
 
     def close(self) -> None:
         """Finish the video."""
@@ -209,10 +212,13 @@ class OverlayRecorder:
 
     def write_sheet(self, path: Path, columns: int = 4) -> None:
         """Write the tiles as one picture; nothing if no image came."""
-        if not self._tiles:
+        tiles = list(self._tiles)
+        if self._wanted and self._last is not None:  # the end of the clip went unseen
+            frame, image = self._last
+            tiles.append(_tile(image, frame))
+        if not tiles:
             return
-        blank = np.zeros_like(self._tiles[0])
-        tiles = self._tiles + [blank] * (-len(self._tiles) % columns)
+        tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
         rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
         encoded, data = cv2.imencode(path.suffix, np.vstack(rows))
         if not encoded:

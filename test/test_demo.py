@@ -178,7 +178,8 @@ def test_demo_follows_the_target(tmp_path: Path, clip: Clip) -> None:
         resolve_model(DEFAULT_MODEL)
     except ModelNotFoundError:
         pytest.skip(f"the weights of {DEFAULT_MODEL} are not in models/")
-    ended = run_demo("--output", str(tmp_path))
+    # Slower than real time: a busy machine must not fail a test of correctness.
+    ended = run_demo("--output", str(tmp_path), "--rate", "8")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
     with (tmp_path / "track.csv").open(encoding="utf-8") as file:
