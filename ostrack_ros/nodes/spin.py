@@ -25,9 +25,16 @@ class StartError(Exception):
 def run_node(
     make_node: Callable[[], Node], args: Sequence[str] | None = None, threads: int = 1
 ) -> int:
-    """Run the node until SIGINT, SIGTERM or shutdown.
+    """Run the node until SIGINT, SIGTERM or shutdown; see `run_nodes`."""
+    return run_nodes(lambda: [make_node()], args, threads)
 
-    Returns the exit code: 0 then, 2 if the node cannot start. `make_node` runs after rclpy.init.
+
+def run_nodes(
+    make_nodes: Callable[[], Sequence[Node]], args: Sequence[str] | None = None, threads: int = 1
+) -> int:
+    """Run nodes in one process until SIGINT, SIGTERM or shutdown.
+
+    Returns the exit code: 0 then, 2 if they cannot start. `make_nodes` runs after rclpy.init.
     Errors in callbacks are logged and survived. A node with a method `close` has it called before
     it is destroyed.
     """
@@ -36,7 +43,7 @@ def run_node(
     signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=None if args is None else list(args))
     try:
-        node = make_node()
+        nodes = make_nodes()
     except (ParameterException, StartError, ValueError) as error:
         print(f"cannot start: {_explain(error)}", file=sys.stderr)
         rclpy.try_shutdown()
@@ -44,15 +51,16 @@ def run_node(
 
     def on_error(error: Exception) -> None:
         if rclpy.ok():
-            node.get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
+            nodes[0].get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
 
     executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
-    executor.add_node(node)
+    for node in nodes:
+        executor.add_node(node)
     try:
         while rclpy.ok():
             _spin_until_trouble(executor, on_error)
     finally:
-        _leave(node)
+        _leave(nodes)
     return 0
 
 
@@ -65,12 +73,14 @@ def _spin_until_trouble(executor: Executor, on_error: Callable[[Exception], None
         on_error(error)
 
 
-def _leave(node: Node) -> None:
+def _leave(nodes: Sequence[Node]) -> None:
     try:
-        close = getattr(node, "close", None)
-        if close is not None:
-            close()
-        node.destroy_node()
+        for node in nodes:
+            close = getattr(node, "close", None)
+            if close is not None:
+                close()
+        for node in nodes:
+            node.destroy_node()
     finally:
         rclpy.try_shutdown()
 
