@@ -134,6 +134,14 @@ def test_complete_sources_are_not_fetched_again(tmp_path):
     assert registries.fetched == [NPM.name, PYPI.name]
 
 
+def test_reworded_licence_needs_no_new_download(tmp_path):
+    registries = Registries()
+    build_bank(tmp_path, [STICKERS], registries)
+    build_bank(tmp_path, [replace(STICKERS, licence="MIT-0")], registries)
+    assert registries.fetched == [NPM.name]
+    assert "| MIT-0 |" in (tmp_path / "LICENCES.md").read_text()
+
+
 @pytest.mark.parametrize("spoil", ["picture lost", "recipe changed"])
 def test_incomplete_or_changed_sources_are_made_anew(tmp_path, spoil):
     registries = Registries()
@@ -263,6 +271,11 @@ def test_what_is_no_object_is_left_out():
     assert prepare_cutout(encoded(texture(80, 80), ".png")) is None
     assert prepare_picture(encoded(np.full((300, 300, 3), 90, np.uint8), ".png")) is None
     assert prepare_picture(encoded(texture(100, 300), ".png")) is None
+    holed = np.dstack([texture(300, 300), np.full((300, 300), 255, np.uint8)])
+    assert prepare_picture(encoded(holed, ".png")).shape == (300, 300, 3)
+    holed[:100, :, 3] = 0
+    assert prepare_picture(encoded(holed, ".png")) is None
+    assert prepare_picture(encoded(texture(300, 300)[..., 0], ".png")).shape == (300, 300, 3)
     assert prepare_picture(b"") is None
 
 

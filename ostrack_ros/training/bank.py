@@ -19,7 +19,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,7 +47,7 @@ PICTURE_SIDE = 640
 MIN_CUTOUT_SIDE = 24
 MIN_PICTURE_SIDE = 160
 QUALITY = 90
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DRAFT = ".draft-"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LICENCE_FILES = (
@@ -108,7 +108,7 @@ SOURCES = (
         Kind.CUTOUTS,
         _debian("tuxpaint-stamps-default"),
         ("usr/share/tuxpaint/stamps/*.png",),
-        "GPL-2+",
+        "GPL-2",
         exclude=_FLAT_STAMPS,
         minimum=150,
         remark="photographic animals, food and vehicles",
@@ -138,7 +138,7 @@ SOURCES = (
         Kind.CUTOUTS,
         _debian("openclipart-png"),
         ("usr/share/openclipart/png/*.png",),
-        "public domain (CC0-1.0)",
+        "public domain (Creative Commons dedication)",
         limit=500,
         minimum=200,
         remark="flat drawings, sampled",
@@ -157,7 +157,7 @@ SOURCES = (
         Kind.BACKGROUNDS,
         _debian("plasma-workspace-wallpapers"),
         _WALLPAPER,
-        "CC-BY-SA-4.0, LGPL-3",
+        "GPL-2+",
         exclude=_DUPLICATE_WALLPAPER,
         minimum=10,
     ),
@@ -166,7 +166,7 @@ SOURCES = (
         Kind.BACKGROUNDS,
         _debian("ukui-wallpapers"),
         _WALLPAPER,
-        "CC-BY-SA, GPL-3+",
+        "CC-BY-SA-3.0",
         exclude=_DUPLICATE_WALLPAPER,
         minimum=3,
     ),
@@ -175,7 +175,7 @@ SOURCES = (
         Kind.BACKGROUNDS,
         _debian("lomiri-wallpapers-16.04"),
         ("usr/share/*.jpg",),
-        "CC-BY-SA-3.0",
+        "CC-BY-4.0, CC-BY-SA-3.0/4.0, CC0-1.0",
         minimum=5,
     ),
     Source(
@@ -183,7 +183,7 @@ SOURCES = (
         Kind.BACKGROUNDS,
         _debian("lomiri-wallpapers-20.04"),
         ("usr/share/*.jpg",),
-        "CC-BY-SA-3.0",
+        "CC-BY-4.0, CC-BY-SA-3.0/4.0, CC0-1.0",
         minimum=2,
     ),
     Source(
@@ -191,7 +191,7 @@ SOURCES = (
         Kind.BACKGROUNDS,
         _debian("gcompris-qt-data"),
         ("*.rcc", "*.rcc/*.jpg", "*.rcc/*.webp"),
-        "public domain, CC-BY(-SA), GPL-3+",
+        "public domain, CC-BY(-SA)-2.0 to 4.0, GPL-3+",
         minimum=100,
         remark="mostly photographs",
     ),
@@ -242,6 +242,7 @@ def build_bank(
     for source in progress:
         progress.set_postfix_str(source.name)
         if _is_complete(output, source):
+            _restate_licence(output, source)
             continue
         try:
             archive = _fetched(source.package, downloads, fetch)
@@ -317,6 +318,16 @@ def _is_complete(output: Path, source: Source) -> bool:
     return bool(record["recipe"] == _recipe(source) and record["pictures"] == present)
 
 
+def _restate_licence(output: Path, source: Source) -> None:
+    """Bring a record's words up to date; they do not decide which pictures are taken."""
+    path = _record_path(output, source)
+    record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    renewed = replace(record, licence=source.licence, remark=source.remark)
+    if renewed != record:
+        write_atomically(path, json.dumps(asdict(renewed), indent=1) + "\n")
+        _write_licences(output)
+
+
 def _produced(output: Path, source: Source) -> list[Path]:
     folder = output / source.kind.value
     if source.kind is Kind.TRACKS:
@@ -338,7 +349,8 @@ def _record_path(output: Path, source: Source) -> Path:
 
 def _recipe(source: Source) -> str:
     """A digest of all that decides what a source gives: a changed one is made anew."""
-    content = json.dumps([FORMAT_VERSION, asdict(source)], default=str, sort_keys=True)
+    parts = asdict(replace(source, licence="", remark=""))
+    content = json.dumps([FORMAT_VERSION, parts], default=str, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -387,7 +399,7 @@ def _write_tracks(folder: Path, source: Source, archive: Path) -> int:
                 frames = read_video(Path(video.name), settings)
             except ValueError as error:
                 raise BankError(f"{member.path} of {source.package}: {error}") from error
-        for track in tqdm(find_tracks(frames, settings), desc=source.name, leave=False):
+        for track in find_tracks(frames, settings):
             target = folder / f"{source.name}_{count:02d}"
             target.mkdir()
             table = io.StringIO()
@@ -420,10 +432,16 @@ def prepare_cutout(data: bytes) -> Image | None:
 
 
 def prepare_picture(data: bytes) -> Image | None:
-    """An encoded picture as uint8 BGR [H, W, 3], or None for what is small, plain or an icon."""
-    image = _decode(data, cv2.IMREAD_COLOR)
+    """An encoded picture as uint8 BGR [H, W, 3], or None for what is small, plain or has holes."""
+    image = _decode(data, cv2.IMREAD_UNCHANGED)
     if image is None or min(image.shape[:2]) < MIN_PICTURE_SIDE:
         return None
+    if image.ndim == 2:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    if image.shape[2] == 4:
+        if float((image[..., 3] < 250).mean()) > 0.01:
+            return None
+        image = image[..., :3]
     image = _shrunk(image, PICTURE_SIDE)
     return image if float(image.std()) > 12 else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ostrack_ros.tracking.geometry import Box, iou
 
@@ -77,7 +78,8 @@ def find_tracks(frames: list[Image], settings: FootageSettings | None = None) ->
     background = np.asarray(np.median(sample, axis=0), np.uint8)
     greys = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), np.uint8) for frame in frames]
     tracks: list[FootageTrack] = []
-    for start in range(0, len(frames), max(1, settings.track_frames // 3)):
+    starts = range(0, len(frames), max(1, settings.track_frames // 3))
+    for start in tqdm(starts, desc="following what moves", leave=False):
         for seed in _moving(frames[start], background, settings):
             if len(tracks) >= settings.max_tracks:
                 return tracks
@@ -147,9 +149,15 @@ def _leads_back(greys: list[Image], start: int, boxes: list[Box], overlap: float
 def flow_step(before: Image, after: Image, box: Box) -> Box | None:
     """`box` one frame later (grey uint8 frames), or None where too few points find back."""
     height, width = before.shape
+    # Only the surroundings matter, and pyramids of whole frames would take most of the time.
+    reach = max(48.0, box.width, box.height)
+    left, top = max(0, int(box.x - reach)), max(0, int(box.y - reach))
+    window = np.s_[top : int(box.bottom + reach), left : int(box.right + reach)]
+    before, after = before[window], after[window]
     xs = np.linspace(box.x + 0.1 * box.width, box.x + 0.9 * box.width, 12)
     ys = np.linspace(box.y + 0.1 * box.height, box.y + 0.9 * box.height, 12)
-    points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 1, 2).astype(np.float32)
+    lattice = np.stack(np.meshgrid(xs - left, ys - top), axis=-1)
+    points = lattice.reshape(-1, 1, 2).astype(np.float32)
     forward, found = _flow(before, after, points)
     back, found_back = _flow(after, before, forward)
     error = np.linalg.norm((points - back).reshape(-1, 2), axis=1)
