@@ -52,7 +52,7 @@ class Tolerance:
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(box=0.002, score=0.005, score_map=0.02, score_map_mean=0.01),
-    "fp16": Tolerance(box=0.02, score=0.05, score_map=0.15, score_map_mean=0.06),
+    "fp16": Tolerance(box=0.01, score=0.03, score_map=0.1, score_map_mean=0.04),
 }
 
 
