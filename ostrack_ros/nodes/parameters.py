@@ -156,14 +156,15 @@ PARAMETERS: tuple[Row, ...] = (
     ),
     Row(
         "history_seconds",
-        3.0,
+        10.0,
         Change.CONFIGURE,
-        "Age in seconds up to which images are kept for init boxes drawn on a delayed view.",
+        "Age in seconds up to which images are kept for init boxes drawn on a delayed view; a "
+        "person's drag alone takes seconds.",
         (0.0, 60.0),
     ),
     Row(
         "history_megabytes",
-        256,
+        512,
         Change.CONFIGURE,
         "Memory in MB up to which these images are kept; the oldest go first.",
         (0, 65536),
@@ -184,7 +185,7 @@ PARAMETERS: tuple[Row, ...] = (
     ),
     Row(
         "catch_up_time",
-        1.0,
+        2.0,
         Change.LIVE,
         "Seconds within which replay after an init in the past reaches the live image; images "
         "are skipped as needed.",
