@@ -24,6 +24,9 @@ Image = NDArray[np.uint8]
 FOLLOWED_IOU = 0.5
 """From this overlap with the ground truth on, a box counts as being on the target (as in OTB)."""
 
+FEWEST_ANSWERS = 10
+"""With fewer answers nobody can say that the target was followed."""
+
 
 class DemoError(RuntimeError):
     """The demo cannot go on. The message says why and what to do."""
@@ -157,9 +160,16 @@ class Summary:
         )
 
     @property
-    def succeeded(self) -> bool:
-        """The target was followed on more than half of the answers, and there were enough."""
-        return self.answers >= self.frames / 10 and self.followed * 2 > self.answers
+    def failure(self) -> str | None:
+        """Why the demo failed; None if the target was followed in more than half of the answers."""
+        if self.answers < FEWEST_ANSWERS:
+            return (
+                f"only {self.answers} answers for {self.frames} frames: this machine is too slow "
+                "or too busy for the clip; try a lower rate"
+            )
+        if self.followed * 2 <= self.answers:
+            return "the target was not followed"
+        return None
 
     def __str__(self) -> str:
         return (

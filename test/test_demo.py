@@ -123,17 +123,18 @@ class TestRows:
     @pytest.mark.parametrize(
         ("rows", "expected"),
         [
-            ([], False),
-            ([row()] * 10, True),
-            ([row()] * 9, False),
-            ([row(iou=0.1)] * 50 + [row()] * 50, False),
-            ([row(iou=math.nan)] * 49 + [row()] * 51, True),
+            ([], "only 0 answers"),
+            ([row()] * 9, "only 9 answers"),
+            ([row()] * 10, None),
+            ([row(iou=0.1)] * 50 + [row()] * 50, "not followed"),
+            ([row(iou=math.nan)] * 49 + [row()] * 51, None),
         ],
     )
-    def test_succeeds_only_if_the_target_was_followed(
-        self, rows: list[TrackRow], expected: bool
+    def test_fails_unless_the_target_was_followed(
+        self, rows: list[TrackRow], expected: str | None
     ) -> None:
-        assert Summary.of(rows, frames=100).succeeded is expected
+        failure = Summary.of(rows, frames=100).failure
+        assert failure is None if expected is None else expected in str(failure)
 
 
 class TestOverlayRecorder:

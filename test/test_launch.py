@@ -121,7 +121,8 @@ def demo(output: Path) -> LaunchDescription:
     return LaunchDescription(
         [
             *PRIVATE,
-            include("demo.launch.py", output=str(output)),
+            # Slower than real time: a busy machine must not fail a test of correctness.
+            include("demo.launch.py", output=str(output), rate="5.0"),
             launch_pytest.actions.ReadyToTest(),
         ]
     )
@@ -135,5 +136,5 @@ def test_demo_follows_the_clip(output: Path) -> None:
         time.sleep(0.2)
     with track.open(encoding="utf-8") as file:
         overlaps = [float(row["iou"]) for row in csv.DictReader(file)]
-    assert len(overlaps) > 50
+    assert len(overlaps) > 10
     assert sum(value > 0.5 for value in overlaps) > 0.8 * len(overlaps)

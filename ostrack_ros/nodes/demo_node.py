@@ -246,8 +246,8 @@ def main(args: Sequence[str] | None = None) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     _say(str(summary))
-    if not summary.succeeded:
-        print("demo: the target was not followed", file=sys.stderr, flush=True)
+    if summary.failure is not None:
+        print(f"demo: {summary.failure}", file=sys.stderr, flush=True)
         return 1
     return 0
 
