@@ -194,6 +194,12 @@ def test_real_errors_reach_the_message(api: TensorRtApi, tmp_path: Path) -> None
         build_plan(api, model, precision="fp16", targets=("SM12",))
 
 
+def test_the_real_runtime_rejects_what_is_no_plan(api: TensorRtApi) -> None:
+    assert api.runtime().deserialize_cuda_engine(b"not a plan" * 100) is None
+    assert "magicTag" in api.explain("rejected")
+    assert api.explain("again") == "again, with no reason given"  # not told twice
+
+
 def test_the_recorded_api_is_the_real_one(api: TensorRtApi) -> None:
     from fake_tensorrt import RECORDED
     from record_tensorrt_api import describe_tensorrt
