@@ -51,4 +51,6 @@ def forward_logs(logger: NodeLogger) -> logging.Handler:
 
 
 def stop_forwarding(handler: logging.Handler) -> None:
-    logging.getLogger(_SOURCE).removeHandler(handler)
+    source = logging.getLogger(_SOURCE)
+    source.removeHandler(handler)
+    source.propagate = not source.handlers

@@ -14,7 +14,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import (
-    CallbackGroup,
     MutuallyExclusiveCallbackGroup,
     ReentrantCallbackGroup,
 )
@@ -23,13 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleNodeMixin, LifecycleState
 from rclpy.lifecycle.node import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import (
-    HistoryPolicy,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_policy_name_from_kind,
-)
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import MarkerArray
@@ -37,11 +30,6 @@ from visualization_msgs.msg import MarkerArray
 from ostrack_ros.engines.base import Engine, EngineError
 from ostrack_ros.msg import InitBox, Track
 from ostrack_ros.nodes.camera import CameraError, CameraModel
-from ostrack_ros.nodes.compatibility import (
-    PublisherEventCallbacks,
-    SubscriptionEventCallbacks,
-    UnsupportedEventTypeError,
-)
 from ostrack_ros.nodes.convert import (
     ImageReader,
     ReceivedImage,
@@ -51,6 +39,7 @@ from ostrack_ros.nodes.convert import (
 )
 from ostrack_ros.nodes.diagnostics import RateMeter, Report, diagnostic_array
 from ostrack_ros.nodes.encodings import ConversionError
+from ostrack_ros.nodes.endpoints import advertise, best_effort, reliable, subscribe
 from ostrack_ros.nodes.engine_loading import LoadEngine, load_engine
 from ostrack_ros.nodes.executor import PromptCallbackGroup
 from ostrack_ros.nodes.logs import forward_logs, stop_forwarding
@@ -105,9 +94,9 @@ class TrackerNode(LifecycleNode):
         self._inputs: list[Any] = []
 
         self._outputs = Outputs(
-            self._create_output(Track, "~/track", QoSProfile(depth=10)),
-            self._create_output(Image, "~/overlay", _sensor_data()),
-            self._create_output(MarkerArray, "~/markers", QoSProfile(depth=10)),
+            self._advertise(Track, "~/track", reliable(10)),
+            self._advertise(Image, "~/overlay", best_effort(5)),
+            self._advertise(MarkerArray, "~/markers", reliable(10)),
             self._now,
             self._problems.report,
             settings.marker_range,
@@ -135,10 +124,10 @@ class TrackerNode(LifecycleNode):
 
     def close(self) -> None:
         """Free the engine and end all threads."""
+        stop_forwarding(self._log_handler)
         self._drop_inputs()
         self._close_worker()
         self._outputs.close()
-        stop_forwarding(self._log_handler)
 
     # Lifecycle.
 
@@ -271,79 +260,42 @@ class TrackerNode(LifecycleNode):
         return direct if direct != unmapped else f"{topic}/compressed"
 
     def _create_inputs(self, settings: Settings) -> None:
-        images = PromptCallbackGroup()
         compressed = settings.image_transport == "compressed"
-        reliable = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         self._inputs = [
-            self._create_input(
+            subscribe(
+                self,
                 CompressedImage if compressed else Image,
                 self._image_topic,
                 self._on_image,
-                _newest_only(),
-                images,
+                best_effort(1),
+                PromptCallbackGroup(),
+                self._problems.report,
                 "image.qos",
             ),
-            self._create_input(
+            subscribe(
+                self,
                 CameraInfo,
                 "camera_info",
                 self._on_camera_info,
-                _sensor_data(),
+                best_effort(5),
                 MutuallyExclusiveCallbackGroup(),
+                self._problems.report,
                 "camera_info.qos",
             ),
-            self._create_input(
+            subscribe(
+                self,
                 InitBox,
                 "init_box",
                 self._on_init_box,
-                reliable,
+                reliable(1),
                 MutuallyExclusiveCallbackGroup(),
+                self._problems.report,
                 "init.qos",
             ),
         ]
 
-    def _create_input(
-        self,
-        message_type: type,
-        topic: str,
-        callback: Callable[[Any], None],
-        qos: QoSProfile,
-        group: CallbackGroup,
-        kind: str,
-    ) -> Any:
-        told = partial(self._on_incompatible_qos, kind, f"a publisher on {topic}")
-
-        def create(events: SubscriptionEventCallbacks) -> Any:
-            return self.create_subscription(
-                message_type,
-                topic,
-                callback,
-                qos,
-                callback_group=group,
-                event_callbacks=events,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-
-        try:
-            return create(SubscriptionEventCallbacks(incompatible_qos=told))
-        except UnsupportedEventTypeError:  # Not every middleware compares QoS.
-            return create(SubscriptionEventCallbacks())
-
-    def _create_output(self, message_type: type, topic: str, qos: QoSProfile) -> Any:
-        told = partial(self._on_incompatible_qos, "output.qos", f"a subscriber of {topic}")
-
-        def create(events: PublisherEventCallbacks) -> Any:
-            return self.create_publisher(
-                message_type,
-                topic,
-                qos,
-                event_callbacks=events,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-
-        try:
-            return create(PublisherEventCallbacks(incompatible_qos=told))
-        except UnsupportedEventTypeError:
-            return create(PublisherEventCallbacks())
+    def _advertise(self, message_type: type, topic: str, qos: QoSProfile) -> Any:
+        return advertise(self, message_type, topic, qos, self._problems.report, "output.qos")
 
     def _drop_inputs(self) -> None:
         inputs, self._inputs = self._inputs, []
@@ -441,14 +393,6 @@ class TrackerNode(LifecycleNode):
         self.get_logger().info(response.message)
         return response
 
-    def _on_incompatible_qos(self, kind: str, peer: str, event: Any) -> None:
-        self._problems.report(
-            kind,
-            f"{peer} cannot be connected: its QoS and ours disagree about "
-            f"{qos_policy_name_from_kind(event.last_policy_kind)}; change the peer or set "
-            "qos_overrides of this node",
-        )
-
     def _on_parameters(self, parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
         verdict = self._store.change(parameters, configured=self._worker is not None)
         if not verdict.reason:
@@ -510,18 +454,6 @@ class TrackerNode(LifecycleNode):
 
     def _now(self) -> int:
         return int(self.get_clock().now().nanoseconds)
-
-
-def _newest_only() -> QoSProfile:
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-    )
-
-
-def _sensor_data() -> QoSProfile:
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
-    )
 
 
 def _worker_settings(settings: Settings) -> WorkerSettings:
