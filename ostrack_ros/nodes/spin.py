@@ -16,6 +16,7 @@ from rclpy.executors import (
 from rclpy.node import Node
 
 from ostrack_ros.nodes.executor import PromptExecutor
+from ostrack_ros.nodes.logs import forward_logs, stop_forwarding
 
 
 class StartError(Exception):
@@ -35,8 +36,8 @@ def run_nodes(
     """Run nodes in one process until SIGINT, SIGTERM or shutdown.
 
     Returns the exit code: 0 then, 2 if they cannot start. `make_nodes` runs after rclpy.init.
-    Errors in callbacks are logged and survived. A node with a method `close` has it called before
-    it is destroyed.
+    Errors in callbacks are logged and survived. The package's own log goes to the first node's
+    logger. A node with a method `close` has it called before it is destroyed.
     """
     # rclpy's own handler ends the spinning. Python's, which runs after it, would raise an exception
     # anywhere, and could only interrupt the orderly end.
@@ -56,10 +57,12 @@ def run_nodes(
     executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
     for node in nodes:
         executor.add_node(node)
+    handler = forward_logs(nodes[0].get_logger())
     try:
         while rclpy.ok():
             _spin_until_trouble(executor, on_error)
     finally:
+        stop_forwarding(handler)
         _leave(nodes)
     return 0
 

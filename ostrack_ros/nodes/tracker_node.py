@@ -42,7 +42,6 @@ from ostrack_ros.nodes.encodings import ConversionError
 from ostrack_ros.nodes.endpoints import advertise, best_effort, reliable, subscribe
 from ostrack_ros.nodes.engine_loading import LoadEngine, load_engine
 from ostrack_ros.nodes.executor import PromptCallbackGroup
-from ostrack_ros.nodes.logs import forward_logs, stop_forwarding
 from ostrack_ros.nodes.memory import keep_image_buffers
 from ostrack_ros.nodes.outputs import Outputs
 from ostrack_ros.nodes.parameters import ParameterStore, Settings, declare
@@ -76,7 +75,6 @@ class TrackerNode(LifecycleNode):
         LifecycleNodeMixin.__init__(self, callback_group=self._transitions)
 
         self._load = load
-        self._log_handler = forward_logs(self.get_logger())
         self._store = ParameterStore(declare(self))
         settings = self._store.settings
         self._problems = ProblemLog(self._warn, settings.log_period)
@@ -124,7 +122,6 @@ class TrackerNode(LifecycleNode):
 
     def close(self) -> None:
         """Free the engine and end all threads."""
-        stop_forwarding(self._log_handler)
         self._drop_inputs()
         self._close_worker()
         self._outputs.close()
