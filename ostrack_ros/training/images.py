@@ -228,7 +228,7 @@ def _add_recordings(
 
 
 def _add_track(collector: _Collector, table: Path, number: int) -> None:
-    frames = {path.stem: path for path in _pictures(table.parent)}
+    frames = {path.stem: path for path in _files(table.parent)}
     for name, boxes in sorted(_read_boxes(table).items()):
         path = frames.get(Path(name).stem) or frames.get(f"{name:0>5}")
         if path is not None and (image := _read(path)) is not None:
