@@ -436,7 +436,7 @@ def check_told(stage: Stage, kind: str, words: str, log_from: int) -> None:
 
 def check_alive(stage: Stage) -> None:
     assert stage.process.exit_code is None
-    assert "Traceback" not in stage.process.output
+    assert "Traceback" not in stage.process.output, stage.process.output
     stage.ros.wait_for_state(NODE, State.PRIMARY_STATE_ACTIVE)
 
 

@@ -143,4 +143,4 @@ def test_without_a_screen_it_says_so_and_ends(ros: Ros, monkeypatch: pytest.Monk
     process = ros.run("select_node")
     assert process.wait() == 2
     assert "there is no screen" in process.output
-    assert "Traceback" not in process.output
+    assert "Traceback" not in process.output, process.output

@@ -402,7 +402,20 @@ def test_answers_while_it_configures_and_walks_through_its_lifecycle(
         assert ros.change_state(NODE, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
         assert process.exit_code is None
         assert process.stop() == 0
-        assert "Traceback" not in process.output
+        assert "Traceback" not in process.output, process.output
+
+
+def test_ctrl_c_while_loading_ends_at_once(tmp_path: Path, model: Path) -> None:
+    with ros_session(tmp_path) as ros:
+        process = ros.run(
+            str(SLOW_NODE),
+            {"model": model, "diagnostics_period": 0.1},
+            environment={"TEST_LOADING_SECONDS": "600"},
+        )
+        diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics", 10)
+        diagnostics.wait_for(lambda array: "loading" in array.status[0].message, "the loading")
+        assert process.stop() == 0
+        assert "Traceback" not in process.output, process.output
 
 
 def test_compressed_images_and_remapping(tmp_path: Path, model: Path) -> None:
@@ -468,4 +481,4 @@ def test_wrong_start_parameters_are_explained(
         process = ros.run("tracker_node", parameters)
         assert process.wait() == 2
         assert words in process.output
-        assert "Traceback" not in process.output
+        assert "Traceback" not in process.output, process.output

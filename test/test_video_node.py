@@ -69,7 +69,7 @@ def test_plays_a_folder_in_order_with_real_stamps_and_ends(ros: Ros, folder: Pat
     assert {nanoseconds(info) for info in infos.messages} <= set(stamps)
     assert infos.last.k[0] == pytest.approx(32.0), "90 degrees: f is half the width"
     assert "has ended after 12 images" in process.output
-    assert "Traceback" not in process.output
+    assert "Traceback" not in process.output, process.output
 
 
 def test_plays_a_video_file_compressed_in_a_loop(ros: Ros, tmp_path: Path, folder: Path) -> None:
@@ -83,7 +83,7 @@ def test_plays_a_video_file_compressed_in_a_loop(ros: Ros, tmp_path: Path, folde
     until(lambda: len(images) > 2 * COUNT, "the second time around")
     assert process.exit_code is None
     assert process.stop() == 0
-    assert "Traceback" not in process.output
+    assert "Traceback" not in process.output, process.output
     assert images.last.format.startswith("bgr8; jpeg")
     assert cv2.imdecode(np.frombuffer(images.last.data, np.uint8), 1).shape == (48, 64, 3)
     interval = np.median(np.diff([nanoseconds(message) for message in images.messages]))
@@ -107,7 +107,7 @@ def test_what_cannot_be_played_is_explained(
     process = ros.run("video_node", given)
     assert process.wait() == 2
     assert words in process.output
-    assert "Traceback" not in process.output
+    assert "Traceback" not in process.output, process.output
 
 
 def test_every_parameter_is_described() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import time
 import traceback
@@ -57,6 +59,7 @@ THREADS = 6
 
 SWITCH_SECONDS = 0.0005
 _LOADING_NOTICE_SECONDS = 3.0
+_GLANCE_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
 _AHEAD_SECONDS = 0.1
 
@@ -197,12 +200,16 @@ class TrackerNode(LifecycleNode):
     def _wait_until_loaded(
         self, worker: TrackingWorker[ReceivedImage], since: float
     ) -> Engine | None:
+        notice = since + _LOADING_NOTICE_SECONDS
         while self.context.ok():
-            wait([worker.ready], timeout=_LOADING_NOTICE_SECONDS)
+            wait([worker.ready], timeout=_GLANCE_SECONDS)
             if worker.ready.done():
                 break
-            elapsed = time.monotonic() - since
-            self.get_logger().info(f"still loading after {elapsed:.0f} s {self._loading_step}")
+            if (now := time.monotonic()) >= notice:
+                notice = now + _LOADING_NOTICE_SECONDS
+                self.get_logger().info(
+                    f"still loading after {now - since:.0f} s {self._loading_step}"
+                )
         if not worker.ready.done():
             return None
         error = worker.ready.exception()
@@ -240,10 +247,16 @@ class TrackerNode(LifecycleNode):
         worker, self._worker, self._engine = self._worker, None, None
         if worker is None:
             return
-        closed = worker.close(_CLOSE_SECONDS)
+        closed = worker.close(_CLOSE_SECONDS if worker.ready.done() else _GLANCE_SECONDS)
         self._next_track_id = worker.next_track_id
-        if not closed and self.context.ok():
+        if closed:
+            return
+        if self.context.ok():
             self.get_logger().warning("the engine is still busy; it is freed once it returns")
+        else:
+            # Nothing can interrupt a runtime that builds an engine, and Python would abort the
+            # process if it ended with that thread at work.
+            atexit.register(os._exit, 0)
 
     # Inputs.
 
