@@ -12,6 +12,9 @@
 
 The nodes are real processes with real messages. The network is the red blob finder of the tests,
 so that computing does not hide the node's cost; `--model` takes another.
+
+On a machine with other work, run it as root under `chrt -f 10`: the figures are about the node, not
+about its neighbours. The record says so.
 """
 
 from __future__ import annotations
@@ -342,6 +345,7 @@ def main() -> int:
         record = {
             "machine": describe_machine(),
             "load": os.getloadavg()[0],
+            "real time priority": os.sched_getscheduler(0) != os.SCHED_OTHER,
             "model": str(options.model or "red blob finder of the tests"),
             "figures": [
                 {"kind": type(figure).__name__, "passed": figure.passed, **asdict(figure)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,10 @@ from rclpy.executors import (
     ShutdownException,
     TimeoutException,
 )
+
+_YIELD_SECONDS = 0.001
+"""Preparing the next wait keeps the interpreter busy for half a millisecond: whoever was woken by
+a prompt callback shall have it first."""
 
 
 class PromptCallbackGroup(MutuallyExclusiveCallbackGroup):
@@ -41,6 +46,7 @@ class PromptExecutor(Executor):
             return
         if isinstance(getattr(entity, "callback_group", None), PromptCallbackGroup):
             self._run(handler)
+            time.sleep(_YIELD_SECONDS)
         else:
             self._pool.submit(self._run, handler)
 
