@@ -9,7 +9,8 @@
 #
 # PYTHON=python3.12   the interpreter that makes the environment
 # VENV=.venv          where it is
-# TORCH=auto|yes|no   the torch that the parity tests need; auto: unless it is several GB (CUDA)
+# TORCH=auto|yes|no   torch and TensorRT's compiler, which some tests need; auto: unless PyPI's
+#                     torch for this machine is several GB (CUDA)
 # ARGS="-k geometry"  passed on to pytest, or to the demo
 
 PYTHON ?= python3
@@ -94,7 +95,8 @@ $(STAMPS)/tensorrt: requirements-tensorrt-ci.txt $(STAMPS)/development
 	@$(PIP) -r requirements-tensorrt-ci.txt || echo "not to be had here: its tests will skip" >&2
 	@touch $@
 
-$(STAMPS)/network-$(TORCH): requirements-network.txt scripts/install_network.py $(STAMPS)/development
+$(STAMPS)/network-$(TORCH): requirements-network.txt requirements-tensorrt-ci.txt \
+  scripts/install_network.py $(STAMPS)/development
 	@$(BIN)/python scripts/install_network.py $(TORCH)
 	@touch $@
 

@@ -1,6 +1,6 @@
-"""Install torch and what `ostrack export` needs, where that is cheap.
+"""Install what exports the network and what compiles the exports, where that is cheap.
 
-On Linux x86-64 PyPI's torch depends on several GB of CUDA packages, which nobody wants for a test
+That is torch, and TensorRT-RTX, whose builder compiles our graphs without a GPU. On Linux x86-64 PyPI's torch depends on several GB of CUDA packages, which nobody wants for a test
 run. The mode `auto` asks pip what it would fetch and declines such an installation; the tests that
 need torch then skip themselves with a reason.
 """
@@ -13,7 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-network.txt"
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements-network.txt"
+COMPILER_REQUIREMENTS = ROOT / "requirements-tensorrt-ci.txt"
 _CUDA_PREFIXES = ("nvidia-", "cuda-", "triton")
 
 
@@ -52,7 +54,9 @@ def main() -> int:
                 "several GB. Tests that need it will be skipped; `make test TORCH=yes` installs it."
             )
             return 0
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet"]
+    for requirements in (REQUIREMENTS, COMPILER_REQUIREMENTS):
+        command += ["-r", str(requirements)]
     return subprocess.run(command, check=False).returncode
 
 
