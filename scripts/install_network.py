@@ -1,8 +1,9 @@
 """Install what exports the network and what compiles the exports, where that is cheap.
 
-That is torch, and TensorRT-RTX, whose builder compiles our graphs without a GPU. On Linux x86-64 PyPI's torch depends on several GB of CUDA packages, which nobody wants for a test
-run. The mode `auto` asks pip what it would fetch and declines such an installation; the tests that
-need torch then skip themselves with a reason.
+That is torch, and TensorRT-RTX, whose builder compiles our graphs without a GPU. On Linux x86-64
+PyPI's torch depends on several GB of CUDA packages, which nobody wants for a test run. The mode
+`auto` asks pip what it would fetch and declines such an installation; the tests that need torch
+then skip themselves with a reason.
 """
 
 from __future__ import annotations
