@@ -410,7 +410,7 @@ def test_ctrl_c_while_loading_ends_at_once(tmp_path: Path, model: Path) -> None:
         process = ros.run(
             str(SLOW_NODE),
             {"model": model, "diagnostics_period": 0.1},
-            environment={"TEST_LOADING_SECONDS": "600"},
+            environment={"TEST_LOADING_SECONDS": "20"},
         )
         diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics", 10)
         diagnostics.wait_for(lambda array: "loading" in array.status[0].message, "the loading")

@@ -210,7 +210,8 @@ class TrackerNode(LifecycleNode):
                 self.get_logger().info(
                     f"still loading after {now - since:.0f} s {self._loading_step}"
                 )
-        if not worker.ready.done():
+        if not self.context.ok():
+            # A build that was ended by the shutdown is no failure to tell of.
             return None
         error = worker.ready.exception()
         if error is None:
