@@ -16,7 +16,7 @@ from visualization_msgs.msg import Marker
 
 from ostrack_ros.nodes.markers import LIFETIME, no_markers, target_markers
 from ostrack_ros.nodes.overlay import Caption, draw_overlay
-from ostrack_ros.nodes.palette import state_colour
+from ostrack_ros.palette import state_colour
 
 BOX = Box(60, 50, 40, 30)
 

@@ -158,17 +158,18 @@ def _drawer(
     """A function that writes each frame with its box to the video at `path`."""
     if path is None:
         return lambda pixels, step: None
-    from ostrack_ros.drawing import AMBER, GREEN, RED, draw_box, draw_label
+    from ostrack_ros.drawing import draw_box, draw_label
+    from ostrack_ros.palette import state_colour
     from ostrack_ros.tracking.presence import TargetState
     from ostrack_ros.video import VideoWriter
 
     video = stack.enter_context(VideoWriter(path, source.rate))
-    colours = {TargetState.TRACKING: GREEN, TargetState.LOST: RED}
 
     def draw(pixels: NDArray[np.uint8], step: _Step) -> None:
         image = pixels.copy()
         state = step.estimate.state if step.estimate else TargetState.TRACKING
-        colour = colours.get(state, AMBER)
+        red, green, blue = state_colour(state)
+        colour = (blue, green, red)
         if step.estimate is None or step.estimate.box is not None:
             draw_box(image, step.box, colour)
         draw_label(image, f"{step.index} {step.label}", colour)

@@ -10,7 +10,7 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from ostrack_ros.nodes.camera import Ray
-from ostrack_ros.nodes.palette import state_colour
+from ostrack_ros.palette import state_colour
 from ostrack_ros.tracking.presence import TargetState
 
 LIFETIME = Duration(sec=1, nanosec=0)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ostrack_ros.drawing import Colour, draw_box, draw_label
-from ostrack_ros.nodes.palette import state_colour
+from ostrack_ros.palette import state_colour
 from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box
 from ostrack_ros.tracking.presence import TargetState
