@@ -1,4 +1,4 @@
-"""One colour per state, for overlays, videos and markers: telling them apart must not need the label."""
+"""One colour per state wherever a target is drawn: telling them apart must not need the label."""
 
 from __future__ import annotations
 
