@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--model", type=Path, help="the same weights, already exported as ONNX")
     parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of ours")
     parser.add_argument("--threads", type=int, help="of both (default: each its own choice)")
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--name", help="of the file in results/ (default: pipeline_VARIANT)")
@@ -82,7 +83,12 @@ def main() -> int:
             source="benchmark",
             source_sha256="0" * 64,
         )
-        engine = create_engine(model, backend=arguments.backend, threads=arguments.threads)
+        engine = create_engine(
+            model,
+            backend=arguments.backend,
+            precision=arguments.precision,
+            threads=arguments.threads,
+        )
     ours = Tracker(engine, TrackerSettings(presence=None))
     published = PublishedPipeline(network)
     rgb = [np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) for image in images]
