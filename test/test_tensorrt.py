@@ -944,6 +944,8 @@ def _node(folder: Path, events: Any) -> None:
 
 
 def _interrupted(folder: Path, events: Any) -> None:
+    # A shell starts what it puts into the background with SIGINT ignored, tests included.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rig = _rig_of(folder, build_seconds=300.0)
     try:
         rig.build(progress=lambda *_: events.put("building"))
