@@ -71,7 +71,7 @@ def plain_backbone(network: OSTrack, template: Tensor, search: Tensor) -> tuple[
     grid = torch.zeros(len(x), variant.embed_dim)
     for position, token in zip(remaining, sequence[len(z) :], strict=True):
         grid[position] = token
-    return torch.cat([sequence[: len(z)], grid]), removed
+    return grid, removed
 
 
 def seeded_network(name: str, seed: int) -> OSTrack:
@@ -92,14 +92,14 @@ def test_backbone_equals_the_plain_statement(name: str, seed: int) -> None:
     template, search = (torch.randn(1, 3, n, n, generator=generator) for n in sizes)
     expected, removed = plain_backbone(network, template, search)
     features = network.backbone(template, search)
-    np.testing.assert_allclose(features.tokens[0], expected, atol=2e-4)
+    np.testing.assert_allclose(features.search[0], expected, atol=2e-4)
     assert [int(i) for stage in features.removed for i in stage[0]] == removed
 
 
 @torch.no_grad()
 def test_a_batch_equals_its_items() -> None:
     network = seeded_network("ostrack_tiny", 5)
-    template, search = torch.randn(3, 3, 128, 128), torch.randn(3, 3, 256, 256)
+    template, search = torch.randn(3, 3, 96, 96), torch.randn(3, 3, 192, 192)
     together = network(template, search).maps
     for i in range(3):
         alone = network(template[i : i + 1], search[i : i + 1]).maps
@@ -124,8 +124,8 @@ def test_a_smaller_search_is_the_middle_of_the_region() -> None:
 @torch.no_grad()
 def test_the_template_matters() -> None:
     network = seeded_network("ostrack_tiny", 6)
-    search = torch.randn(1, 3, 256, 256)
-    a, b = (network(torch.randn(1, 3, 128, 128), search).maps.score for _ in range(2))
+    search = torch.randn(1, 3, 192, 192)
+    a, b = (network(torch.randn(1, 3, 96, 96), search).maps.score for _ in range(2))
     assert (a - b).abs().max() > 1e-3
 
 

@@ -29,7 +29,10 @@ from ostrack_ros.training.config import (  # noqa: E402
     make_config,
 )
 from ostrack_ros.training.data import pair_stream  # noqa: E402
-from ostrack_ros.training.initialise import initialise_from_dinov2  # noqa: E402
+from ostrack_ros.training.initialise import (  # noqa: E402
+    initialise_from_dinov2,
+    initialise_from_network,
+)
 from ostrack_ros.training.losses import (  # noqa: E402
     box_overlap,
     gaussian_targets,
@@ -144,6 +147,9 @@ def test_training_lowers_the_loss_on_one_batch(config: TrainingConfig) -> None:
 
 def test_frozen_blocks_stay(config: TrainingConfig) -> None:
     trainer = Trainer(dataclasses.replace(config, freeze_blocks=1), CPU)
+    trained = {name for name, p in trainer.network.named_parameters() if p.requires_grad}
+    # Positions too: were they trained, every step would go back through the frozen blocks.
+    assert not any("pos_embed" in name or "patch_embed" in name for name in trained)
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     trainer.run()
     after = trainer.network.state_dict()
@@ -272,6 +278,23 @@ def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:
         initialise_from_dinov2(OSTrack(VARIANTS["ostrack_tiny"]), path)
 
 
+def test_a_larger_networks_positions_are_resampled() -> None:
+    large, small = OSTrack(VARIANTS["ostrack_small"]), OSTrack(VARIANTS["ostrack_tiny"])
+    ramp = torch.linspace(0, 1, 16).repeat(16).view(1, 256, 1).expand(1, 256, 384)
+    with torch.no_grad():
+        large.backbone.pos_embed_x.copy_(ramp)
+    copied = initialise_from_network(small, large.state_dict())
+    assert torch.equal(
+        small.backbone.blocks[3].mlp.fc1.weight, large.backbone.blocks[3].mlp.fc1.weight
+    )
+    row = small.backbone.pos_embed_x.view(12, 12, 384)[5, :, 0]
+    assert (row.diff() > 0).all()
+    assert row.mean().item() == pytest.approx(0.5, abs=1e-3)
+    # Patch embedding, norm, positions and blocks fit; the head is narrower.
+    blocks = sum(key.startswith("backbone.blocks") for key in small.state_dict())
+    assert copied >= blocks + 6
+
+
 def test_calibration_recovers_a_known_law() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(4000, len(FEATURES))) * (1, 2, 0.5, 1) + (0, 1, 2, -1)
@@ -288,7 +311,7 @@ def test_torch_engine_speaks_the_engine_interface() -> None:
     torch.manual_seed(0)
     network = OSTrack(VARIANTS["ostrack_tiny"]).eval()
     engine = TorchEngine(network)
-    template = np.zeros((128, 128, 3), np.uint8)
-    prediction = engine.infer(template, np.full((256, 256, 3), 90, np.uint8))
-    assert prediction.score_map.shape == (16, 16)
+    template = np.zeros((96, 96, 3), np.uint8)
+    prediction = engine.infer(template, np.full((192, 192, 3), 90, np.uint8))
+    assert prediction.score_map.shape == (12, 12)
     assert 0 < prediction.width < 1

@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import torch
 
-from ostrack_ros.engines.spec import ModelSpec, Precision, sidecar_path
+from ostrack_ros.engines.spec import Precision, sidecar_path
 from ostrack_ros.network.checkpoint import load_network, read_weights, sha256_of
-from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph
+from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph, describe_network
 from ostrack_ros.network.variants import Variant, get_variant
 
 OPSET = 18
@@ -68,17 +68,10 @@ def export_network(
         draft = Path(folder) / path.name
         _write_onnx(OSTrackGraph(network, precision), variant, batch, draft)
         onnx.checker.check_model(str(draft), full_check=True)
-        spec = ModelSpec(
+        spec = describe_network(
+            network,
+            precision,
             name=path.stem,
-            variant=variant.name,
-            template_size=variant.template_size,
-            search_size=variant.search_size,
-            template_factor=variant.template_factor,
-            search_factor=variant.search_factor,
-            score_size=variant.score_size,
-            precision=precision,
-            elimination=variant.elimination,
-            parameters=sum(p.numel() for p in network.parameters()),
             licence=licence,
             source_checkpoint=source,
             source_sha256=source_sha256,

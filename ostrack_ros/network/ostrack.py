@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD, Precision
+from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Precision
 from ostrack_ros.network.head import CenterHead, Maps, decode, hann_window
 from ostrack_ros.network.variants import Variant
 from ostrack_ros.network.vit import VisionTransformer
@@ -36,7 +36,7 @@ class OSTrack(nn.Module):
         """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X]; see
         `VisionTransformer.forward` for `keep_ratio`."""
         features = self.backbone(template, search, keep_ratio)
-        tokens = features.tokens[:, self.variant.template_tokens :]
+        tokens = features.search
         side = math.isqrt(tokens.shape[1])
         grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
         maps: Maps = self.box_head(grid)
@@ -74,6 +74,38 @@ class OSTrackGraph(nn.Module):
         if self.precision == "fp16":
             return (image.half().permute(0, 3, 1, 2) - 128) * 2**-7
         return (image.float().permute(0, 3, 1, 2) - self.mean) / self.std  # type: ignore[operator]
+
+
+def describe_network(
+    network: OSTrack,
+    precision: Precision,
+    *,
+    name: str,
+    licence: str = "",
+    source_checkpoint: str = "",
+    source_sha256: str = "",
+    onnx_sha256: str = "",
+    batch: int = 1,
+) -> ModelSpec:
+    """The sidecar of a network's graph, with what is known of where it comes from."""
+    variant = network.variant
+    return ModelSpec(
+        name=name,
+        variant=variant.name,
+        template_size=variant.template_size,
+        search_size=variant.search_size,
+        template_factor=variant.template_factor,
+        search_factor=variant.search_factor,
+        score_size=variant.score_size,
+        precision=precision,
+        elimination=variant.elimination,
+        parameters=sum(p.numel() for p in network.parameters()),
+        licence=licence,
+        source_checkpoint=source_checkpoint,
+        source_sha256=source_sha256,
+        onnx_sha256=onnx_sha256,
+        batch=batch,
+    )
 
 
 @torch.no_grad()

@@ -27,11 +27,11 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """`tokens` [B, Nz + Nx, C], template first, with zeros where candidates were eliminated;
+    """`search` [B, Nx, C]: the search region's tokens, zeros where candidates were eliminated;
     `removed`: their flat search-grid indices, int64 [B, n] for each eliminating block in order,
     by falling attention."""
 
-    tokens: Tensor
+    search: Tensor
     removed: tuple[Tensor, ...]
 
 
@@ -57,16 +57,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, row: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """`x` [B, N, C] -> the same shape, and the attention of token `row` to all tokens
-        [B, N] (mean over heads, in fp32 whatever the network's precision) if a row is asked for.
+    def forward(
+        self, x: Tensor, row: int | None = None, first: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """`x` [B, N, C] -> tokens `first` to N after attending to all N, [B, N - first, C], and
+        the attention of token `row` to all tokens [B, N] (mean over heads, in fp32 whatever the
+        network's precision) if a row is asked for.
         """
         batch, count, dim = x.shape
         qkv: Tensor = self.qkv(x)
         qkv = qkv.reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+        mixed = F.scaled_dot_product_attention(query[:, :, first:], key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count - first, dim))
         if row is None:
             return out, None
         scale = (dim // self.heads) ** -0.5
@@ -99,17 +102,20 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, MLP_RATIO * dim)
 
     def forward(
-        self, x: Tensor, template_tokens: int, keep_ratio: float | None
+        self, x: Tensor, template_tokens: int, keep_ratio: float | None, last: bool = False
     ) -> tuple[Tensor, Split | None]:
-        """`x` [B, N, C]; with a `keep_ratio` fewer search tokens come out than went in."""
+        """`x` [B, N, C]; with a `keep_ratio` fewer search tokens come out than went in. Out of the
+        `last` block come search tokens only: nobody asks for the template's any more."""
         row = None if keep_ratio is None else central_token(template_tokens)
-        mixed, attention = self.attn(self.norm1(x), row)
-        x = x + mixed
+        dropped = template_tokens if last else 0
+        mixed, attention = self.attn(self.norm1(x), row, dropped)
+        x = x[:, dropped:] + mixed
         split = None
         if attention is not None and keep_ratio is not None:
             split = split_candidates(attention[:, template_tokens:], keep_ratio)
-            search = take_tokens(x[:, template_tokens:], split.kept)
-            x = torch.cat([x[:, :template_tokens], search], dim=1)
+            start = template_tokens - dropped
+            search = take_tokens(x[:, start:], split.kept)
+            x = torch.cat([x[:, :start], search], dim=1) if start else search
         return x + self.mlp(self.norm2(x)), split
 
 
@@ -144,7 +150,8 @@ class VisionTransformer(nn.Module):
         positions: Tensor | None = None
         removed: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            tokens, split = block(tokens, template_tokens, self._keep_ratio(index, keep_ratio))
+            keep, last = self._keep_ratio(index, keep_ratio), index == len(self.blocks) - 1
+            tokens, split = block(tokens, template_tokens, keep, last)
             if split is None:
                 continue
             if positions is None:
@@ -155,8 +162,7 @@ class VisionTransformer(nn.Module):
                 positions = positions.gather(1, split.kept)
         tokens = self.norm(tokens)
         if positions is not None:
-            restored = restore_tokens(tokens[:, template_tokens:], positions, search_tokens)
-            tokens = torch.cat([tokens[:, :template_tokens], restored], dim=1)
+            tokens = restore_tokens(tokens, positions, search_tokens)
         return Features(tokens, tuple(removed))
 
     def _keep_ratio(self, block: int, override: float | None) -> float | None:

@@ -52,10 +52,20 @@ def initialise_from_dinov2(network: OSTrack, path: Path) -> None:
 
 @torch.no_grad()
 def initialise_from_network(network: OSTrack, source: dict[str, Tensor]) -> int:
-    """Copy every tensor of `source` that has a namesake of the same shape; returns how many."""
+    """Copy every tensor of `source` that has a namesake of the same shape; returns how many.
+
+    Positions of other input sizes are resampled: both grids span the same region.
+    """
     own = network.state_dict()
+    positions = {
+        key: _resample_positions(source[key], own[key].shape[1])
+        for key in ("backbone.pos_embed_z", "backbone.pos_embed_x")
+        if key in source and source[key].shape[2] == own[key].shape[2]
+    }
     fitting = {
-        key: value for key, value in source.items() if key in own and own[key].shape == value.shape
+        key: value
+        for key, value in {**source, **positions}.items()
+        if key in own and own[key].shape == value.shape
     }
     own.update(fitting)
     network.load_state_dict(own)

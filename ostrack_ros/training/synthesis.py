@@ -7,8 +7,8 @@ onto the template and onto the search region by two homographies.
 - photo: one picture seen twice (the unit square is an annotated or a random box in it);
 - track: two frames of a recorded track (each frame has its own box).
 
-Onto the search region come distractors, half of them altered copies of the target, and
-occluders; a tenth of the search regions does not show the target at all.
+Onto the search region come distractors, some of them altered copies of the target, and occluders;
+some search regions do not show the target at all.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class PairSynthesizer:
             hull, aspect2, mirrored, s.search_size, s.search_factor, turned, moving=True
         )
 
-        background = self._random_scene(count)
+        background = self._index(count, self._pictures)
         template_scene = torch.where(
             self._chance(count, s.same_background), background, self._index(count, self._pictures)
         )
@@ -181,9 +181,6 @@ class PairSynthesizer:
     def _random_objects(self, count: int) -> _Objects:
         pick = self._index(count, len(self.bank.object_boxes))
         return _Objects(self.bank.object_photos[pick], self.bank.object_boxes[pick])
-
-    def _random_scene(self, count: int) -> Tensor:
-        return self._index(count, self._pictures)
 
     # --- geometry ---------------------------------------------------------------------------
 

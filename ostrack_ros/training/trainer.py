@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ostrack_ros.network.checkpoint import read_weights
+from ostrack_ros.network.checkpoint import load_network, read_weights
 from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import get_variant
 from ostrack_ros.training.config import TrainingConfig
@@ -152,12 +152,15 @@ class Trainer:
         backbone = self.network.backbone
         for module in (backbone.patch_embed, *backbone.blocks[:count]):
             module.requires_grad_(False)
+        # Were these still trained, every step would go back through all the frozen blocks.
+        for positions in (backbone.pos_embed_z, backbone.pos_embed_x):
+            positions.requires_grad_(False)
 
     def _load_teacher(self) -> _Teacher | None:
         if self.config.teacher is None:
             return None
         network = OSTrack(get_variant(self.config.teacher_variant or self.config.variant))
-        network.load_state_dict(read_weights(Path(self.config.teacher)))
+        load_network(network, read_weights(Path(self.config.teacher)))
         network.requires_grad_(False)
         return _Teacher(network.to(self.device).eval(), self.config.teacher_weight)
 

@@ -13,31 +13,15 @@ from ostrack_ros.evaluation.metrics import Protocol
 from ostrack_ros.evaluation.ostrack import ostrack_factory
 from ostrack_ros.evaluation.report import Report
 from ostrack_ros.evaluation.runner import evaluate_tracker
-from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph
+from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph, describe_network
 
 
 class TorchEngine:
     """An Engine (engines/base.py) that runs a torch network as it is, in fp32 on the CPU."""
 
     def __init__(self, network: OSTrack) -> None:
-        variant = network.variant
         self._graph: OSTrackGraph | None = OSTrackGraph(network.cpu(), "fp32").eval()
-        self._spec = ModelSpec(
-            name=variant.name,
-            variant=variant.name,
-            template_size=variant.template_size,
-            search_size=variant.search_size,
-            template_factor=variant.template_factor,
-            search_factor=variant.search_factor,
-            score_size=variant.score_size,
-            precision="fp32",
-            elimination=variant.elimination,
-            parameters=sum(p.numel() for p in network.parameters()),
-            licence="",
-            source_checkpoint="",
-            source_sha256="",
-            onnx_sha256="",
-        )
+        self._spec = describe_network(network, "fp32", name=network.variant.name)
 
     @property
     def spec(self) -> ModelSpec:
