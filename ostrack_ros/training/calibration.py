@@ -34,6 +34,7 @@ from ostrack_ros.training.synthesis import PairSynthesizer
 FEATURES = ("logit_score", "logit_second_peak", "log_apce", "log_psr")
 RIGHT_IOU = 0.5
 RIDGE = 1e-2
+DRAWN_AT_ONCE = 32
 
 FloatArray = NDArray[np.float64]
 
@@ -43,19 +44,31 @@ def collect(
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Run `count` synthetic pairs: FEATURES [count, F] and whether each box was right [count]."""
     features, right = [], []
-    for _ in tqdm(range(count), desc="predicting", unit="pair"):
-        pair = synthesizer.draw(1)
-        template, search = (
-            np.ascontiguousarray(images[0].permute(1, 2, 0).cpu().numpy())
-            for images in (pair.template, pair.search)
-        )
-        prediction = engine.infer(template, search)
-        found = Box.from_center(prediction.cx, prediction.cy, prediction.width, prediction.height)
-        truth = Box.from_center(*pair.box[0].tolist())
-        right.append(bool(pair.present[0]) and iou(found, truth) > RIGHT_IOU)
-        statistics = score_statistics(prediction)
-        features.append([getattr(statistics, name) for name in FEATURES])
+    with tqdm(total=count, desc="predicting", unit="pair") as bar:
+        while len(right) < count:
+            pairs = synthesizer.draw(min(DRAWN_AT_ONCE, count - len(right)))
+            for template, search, box, present in zip(
+                _images(pairs.template),
+                _images(pairs.search),
+                pairs.box,
+                pairs.present,
+                strict=True,
+            ):
+                prediction = engine.infer(template, search)
+                found = Box.from_center(
+                    prediction.cx, prediction.cy, prediction.width, prediction.height
+                )
+                truth = Box.from_center(*box.tolist())
+                right.append(bool(present) and iou(found, truth) > RIGHT_IOU)
+                statistics = score_statistics(prediction)
+                features.append([getattr(statistics, name) for name in FEATURES])
+                bar.update()
     return np.array(features), np.array(right)
+
+
+def _images(batch: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """[B, 3, H, W] on any device -> B images [H, W, 3]."""
+    return [np.ascontiguousarray(image) for image in batch.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def fit_logistic(
