@@ -43,7 +43,8 @@ def collect(
     engine: Engine, synthesizer: PairSynthesizer, count: int
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Run `count` synthetic pairs: FEATURES [count, F] and whether each box was right [count]."""
-    features, right = [], []
+    features: list[list[float]] = []
+    right: list[bool] = []
     with tqdm(total=count, desc="predicting", unit="pair") as bar:
         while len(right) < count:
             pairs = synthesizer.draw(min(DRAWN_AT_ONCE, count - len(right)))

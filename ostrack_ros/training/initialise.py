@@ -62,9 +62,10 @@ def initialise_from_network(network: OSTrack, source: dict[str, Tensor]) -> int:
         for key in ("backbone.pos_embed_z", "backbone.pos_embed_x")
         if key in source and source[key].shape[2] == own[key].shape[2]
     }
+    candidates = source | positions
     fitting = {
         key: value
-        for key, value in {**source, **positions}.items()
+        for key, value in candidates.items()
         if key in own and own[key].shape == value.shape
     }
     own.update(fitting)
