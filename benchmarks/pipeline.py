@@ -7,6 +7,9 @@ Both run the same weights (random ones with the published statistics unless --ch
 on the same frames, in turn, so that changes in the machine's speed hit both alike. The boxes are
 compared too: a faster pipeline that finds other boxes would be no gain. On a machine that others
 use too, look at the CPU times as well, with --threads 1.
+
+Beside them stands the shortest time that the processor allows in fp32: the network's operations at
+the speed of a large matrix product.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "test"))
@@ -56,6 +60,26 @@ def load(variant: str, checkpoint: Path | None) -> OSTrack:
         # Under these maps have peaks and boxes move, unlike with a fresh initialisation.
         network.load_state_dict(seeded_state(network, seed=7))
     return network.eval()
+
+
+def matrix_speed() -> float:
+    """The best of some large fp32 matrix products, in operations a second."""
+    side, best = 1536, float("inf")
+    matrix = torch.rand(side, side)
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.matmul(matrix, matrix)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def operations(network: OSTrack) -> int:
+    """Of one update: multiplications and additions."""
+    variant = network.variant
+    sizes = (variant.template_size, variant.search_size)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(*(torch.rand(1, 3, side, side) for side in sizes))
+    return int(counter.get_total_flops())
 
 
 def main() -> int:
@@ -114,6 +138,7 @@ def main() -> int:
             assert estimate.box is not None
             agreement.append(iou(reference, estimate.box))
         torch_count = torch.get_num_threads()
+        speed = matrix_speed()
 
     timings = {name: Timing.of(values[WARM_UP:]) for name, values in seconds.items()}
     cpu = {name: Timing.of(values[WARM_UP:]) for name, values in cpu_seconds.items()}
@@ -129,6 +154,11 @@ def main() -> int:
             f"p95 {timings[name].p95:.1f} ms, CPU time {cpu[name].median:.1f} ms"
         )
     print(f"ratio of times {ratio:.2f}, of CPU times {cpu_ratio:.2f}")
+    bound = 1e3 * operations(network) / speed
+    print(
+        f"the network at the speed of a large fp32 matrix product ({speed / 1e9:.0f} GFLOP/s): "
+        f"{bound:.1f} ms, a ratio of {timings['published'].median / bound:.2f}"
+    )
     print(f"lowest overlap of the two boxes on any frame: {min(agreement):.6f}")
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -141,6 +171,8 @@ def main() -> int:
         "cpu_milliseconds": {name: asdict(timing) for name, timing in cpu.items()},
         "ratio": ratio,
         "cpu_ratio": cpu_ratio,
+        "matrix_gflops": speed / 1e9,
+        "bound_milliseconds": bound,
         "lowest_overlap": min(agreement),
     }
     path = arguments.output / f"{arguments.name or 'pipeline_' + arguments.variant}.json"
