@@ -80,6 +80,7 @@ LEAST = {"ostrack_tiny": 0.25}
 @pytest.mark.parametrize(("model", "transport"), RUNS)
 def test_the_real_target_is_followed_to_the_end(ros: Ros, model: str, transport: str) -> None:
     overlaps = overlaps_with_truth(ros, model, Clip.load(CLIP), transport)
-    assert sum(overlaps) / len(overlaps) > LEAST.get(model, 0.5), overlaps
+    least = LEAST.get(model, 0.5)
+    assert sum(overlaps) / len(overlaps) > least, overlaps
     last = overlaps[-10:]
-    assert sum(last) / len(last) > 0.4, "and it is still there at the end"
+    assert sum(last) / len(last) > 0.8 * least, f"it is not there any more at the end: {last}"
