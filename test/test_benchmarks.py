@@ -34,18 +34,18 @@ def test_compare_trackers_writes_its_table(tmp_path: Path) -> None:
 
 
 def test_published_pipeline_finds_our_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch", reason="runs the network eagerly: pip install torch")
+    pytest.importorskip("torch", reason="runs the network eagerly: pip install torch")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from published_pipeline import PublishedPipeline, torch_threads
     from seeded_weights import seeded_state
 
-    from ostrack_ros.engines.base import Prediction
     from ostrack_ros.engines.spec import EliminationSchedule
     from ostrack_ros.evaluation.bench import made_up_frames
-    from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph
+    from ostrack_ros.network.ostrack import OSTrack
     from ostrack_ros.network.variants import Variant
     from ostrack_ros.tracking.frame import Frame, PixelFormat
     from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
+    from ostrack_ros.training.validation import TorchEngine
 
     variant = Variant(
         name="small",
@@ -61,18 +61,8 @@ def test_published_pipeline_finds_our_boxes(monkeypatch: pytest.MonkeyPatch) -> 
     network.load_state_dict(seeded_state(network, 3))
     network.eval()
 
-    class TorchEngine:
-        spec = variant_spec(variant)
-        graph = OSTrackGraph(network, "fp32").eval()
-
-        @torch.no_grad()
-        def infer(self, template: np.ndarray, search: np.ndarray) -> Prediction:
-            images = (torch.from_numpy(image)[None] for image in (template, search))
-            result, scores = self.graph(*images)
-            return Prediction.from_outputs(result[0].numpy(), scores[0].numpy())
-
     images, box = made_up_frames(320, 240, 6)
-    ours = Tracker(TorchEngine(), TrackerSettings(presence=None))
+    ours = Tracker(TorchEngine(network), TrackerSettings(presence=None))
     published = PublishedPipeline(network)
     ours.init(Frame(images[0], PixelFormat.RGB, 0), box)
     published.init(images[0], box)
@@ -81,24 +71,3 @@ def test_published_pipeline_finds_our_boxes(monkeypatch: pytest.MonkeyPatch) -> 
         for index, image in enumerate(images[1:], start=1):
             found = ours.update(Frame(image, PixelFormat.RGB, index)).box
             np.testing.assert_allclose(tuple(found), tuple(published.update(image)), atol=0.02)
-
-
-def variant_spec(variant):
-    from ostrack_ros.engines.spec import ModelSpec
-
-    return ModelSpec(
-        name=variant.name,
-        variant=variant.name,
-        template_size=variant.template_size,
-        search_size=variant.search_size,
-        template_factor=variant.template_factor,
-        search_factor=variant.search_factor,
-        score_size=variant.score_size,
-        precision="fp32",
-        elimination=variant.elimination,
-        parameters=0,
-        licence="none",
-        source_checkpoint="seeded",
-        source_sha256="0",
-        onnx_sha256="0",
-    )

@@ -32,13 +32,13 @@ from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import get_variant
 from ostrack_ros.tracking.geometry import Box
 from ostrack_ros.training.data import normalise
+from ostrack_ros.training.images import picture_files, read_picture
 from ostrack_ros.training.initialise import initialise_from_dinov2
 
 VARIANT = "vits_384"
 SIMILAR = 0.5
 UNLINKED = 1e-5
 GRABCUT_ROUNDS = 4
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -169,17 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the bank to write")
     parser.add_argument("--backbone", type=Path, required=True, help="DINOv2 ViT-S as .npz")
     arguments = parser.parse_args(argv)
-    paths = sorted(p for p in arguments.photos.rglob("*") if p.suffix.lower() in PICTURES)
+    paths = picture_files(arguments.photos)
     if not paths:
         print(f"there are no pictures in {arguments.photos}", file=sys.stderr)
         return 1
     discoverer = Discoverer(arguments.backbone)
     rows, outlines = [], 0
     for path in tqdm(paths, desc="looking for objects", unit="photo"):
-        data = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if data is None:
+        image = read_picture(path)
+        if image is None:
             continue
-        image = np.asarray(cv2.cvtColor(data, cv2.COLOR_BGR2RGB), np.uint8)
         found = discoverer.find(image)
         if found is None or not found.has_good_box:
             continue

@@ -202,12 +202,12 @@ def load_bank(
 
 def _add_bank(collector: _Collector, root: Path) -> None:
     for path in _pictures(root / "cutouts"):
-        if (image := _read(path, alpha=True)) is not None:
+        if (image := read_picture(path, alpha=True)) is not None:
             collector.add_cutout(image)
     for folder in ("photos", "backgrounds"):
         boxes = _read_boxes(root / folder / "boxes.csv")
         for path in _pictures(root / folder):
-            if (image := _read(path)) is not None:
+            if (image := read_picture(path)) is not None:
                 collector.add_photo(image, boxes.get(path.name, ()))
     for table in sorted((root / "tracks").glob("*/boxes.csv")):
         _add_track(collector, table, collector.new_track())
@@ -223,15 +223,15 @@ def _add_recordings(
             break
         number = collector.new_track() if len(recordings[index]) > 1 else -1
         for view in recordings[index]:
-            if (image := _read(view.path)) is not None:
+            if (image := read_picture(view.path)) is not None:
                 collector.add_photo(image, view.boxes, number)
 
 
 def _add_track(collector: _Collector, table: Path, number: int) -> None:
-    frames = {path.stem: path for path in _files(table.parent)}
+    frames = {path.stem: path for path in picture_files(table.parent)}
     for name, boxes in sorted(_read_boxes(table).items()):
         path = frames.get(Path(name).stem) or frames.get(f"{name:0>5}")
-        if path is not None and (image := _read(path)) is not None:
+        if path is not None and (image := read_picture(path)) is not None:
             collector.add_photo(image, boxes[:1], number)
 
 
@@ -271,12 +271,12 @@ def _blob(width: int, height: int, rng: np.random.Generator) -> NDArray[np.uint8
 def _pictures(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
-    paths = _files(folder)
+    paths = picture_files(folder)
     yield from tqdm(paths, desc=f"reading {folder.name}", leave=False)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Pictures below `folder`, through links too."""
+def picture_files(folder: Path) -> list[Path]:
+    """Pictures below `folder`, through links too, in order."""
     found = (
         Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names
     )
@@ -314,7 +314,8 @@ def _likely_objects(
     return [box for _, box in scored[:LIKELY_OBJECTS]]
 
 
-def _read(path: Path, alpha: bool = False) -> NDArray[np.uint8] | None:
+def read_picture(path: Path, alpha: bool = False) -> NDArray[np.uint8] | None:
+    """uint8 RGB [H, W, 3], or RGBA with `alpha`; None, with a warning, for anything else."""
     flag = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR
     image = cv2.imread(str(path), flag)
     if image is None or (alpha and (image.ndim != 3 or image.shape[2] != 4)):
