@@ -114,6 +114,10 @@ class NodeProcess:
         )
 
     @property
+    def name(self) -> str:
+        return self._log.stem
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -193,9 +197,9 @@ class Inbox(Generic[MessageT]):
 class Ros:
     """One private ROS domain: a probe node in this process, and node processes around it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, domain: int | None = None) -> None:
         self.folder = folder
-        self.domain = free_domain()
+        self.domain = free_domain() if domain is None else domain
         self.processes: list[NodeProcess] = []
         self._context = Context()
         rclpy.init(context=self._context, domain_id=self.domain)
@@ -212,6 +216,8 @@ class Ros:
     def close(self) -> None:
         for process in reversed(self.processes):
             process.stop()
+            # pytest shows this where the test failed.
+            print(f"--- {process.name}\n{process.output}")
         rclpy.try_shutdown(context=self._context)
         self._thread.join(10.0)
         self.node.destroy_node()
@@ -301,8 +307,8 @@ def _yaml(value: Any) -> str:
 
 
 @contextmanager
-def ros_session(folder: Path) -> Iterator[Ros]:
-    session = Ros(folder)
+def ros_session(folder: Path, domain: int | None = None) -> Iterator[Ros]:
+    session = Ros(folder, domain)
     try:
         yield session
     finally:

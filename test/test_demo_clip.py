@@ -58,7 +58,7 @@ def overlaps_with_truth(ros: Ros, model: str, clip: Clip, transport: str) -> lis
     boxes.publish(init_box(nanoseconds(first), box.cx, box.cy, box.width, box.height))
     assert video.wait(60.0) == 0
     frames = {nanoseconds(m): index[content_key(memoryview(m.data))] for m in raw.messages}
-    until(lambda: nanoseconds(tracks.last) >= max(frames) - 1e9, "the last tracks")
+    tracks.wait_for(lambda track: nanoseconds(track) >= max(frames) - 1e9, "the last tracks")
     assert tracker.exit_code is None
     known = [track for track in tracks.messages[1:] if nanoseconds(track) in frames]
     assert len(known) > 20

@@ -38,7 +38,7 @@ def model(
 
 def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    template = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    template = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
     return template, rng.integers(0, 256, (192, 192, 3), dtype=np.uint8)
 
 
@@ -82,7 +82,7 @@ def test_graph_is_valid_and_follows_the_contract(model: Path) -> None:
         for value in (*graph.input, *graph.output)
     }
     assert shapes == {
-        "template": (onnx.TensorProto.UINT8, (1, 96, 96, 3)),
+        "template": (onnx.TensorProto.UINT8, (1, 128, 128, 3)),
         "search": (onnx.TensorProto.UINT8, (1, 192, 192, 3)),
         "result": (onnx.TensorProto.FLOAT, (1, 6)),
         "score_map": (onnx.TensorProto.FLOAT, (1, 12, 12)),
@@ -101,7 +101,7 @@ def test_sidecar(model: Path, network: OSTrack) -> None:
     assert spec.source_sha256 == "ab" * 32
     assert spec.elimination == network.variant.elimination
     assert spec.parameters == sum(p.numel() for p in network.parameters())
-    assert (spec.template_size, spec.search_size, spec.score_size) == (96, 192, 12)
+    assert (spec.template_size, spec.search_size, spec.score_size) == (128, 192, 12)
 
 
 def test_checkpoint_to_batched_model(tmp_path: Path, network: OSTrack) -> None:

@@ -26,7 +26,9 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource  # n
 from lifecycle_msgs.msg import State  # noqa: E402
 from lifecycle_msgs.srv import GetState  # noqa: E402
 from rclpy.node import Node  # noqa: E402
+from ros_helpers import ros_session  # noqa: E402
 from synthetic_model import write_red_blob_model  # noqa: E402
+from two_cameras import check_both_are_followed  # noqa: E402
 
 from launch import LaunchDescription  # noqa: E402
 from ostrack_ros.engines.models import ModelNotFoundError, resolve_model  # noqa: E402
@@ -105,6 +107,31 @@ def test_tracker_starts_itself_in_its_namespace(observer: Node) -> None:
     assert topics["/robot/tracker/track"] == ["ostrack_ros/msg/Track"]
     assert "/camera/image_raw" in topics
     assert "/robot/image" not in topics
+
+
+@launch_pytest.fixture
+def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> LaunchDescription:
+    folder = tmp_path_factory.mktemp("two")
+    model, params = folder / "red_blob.onnx", folder / "params.yaml"
+    write_red_blob_model(model)
+    values = f"{{model: {model}, backend: onnxruntime, autostart: true}}"
+    params.write_text(f"/**: {{ros__parameters: {values}}}\n")
+    return LaunchDescription(
+        [
+            *PRIVATE,
+            include("two_cameras.launch.py", params_file=str(params)),
+            launch_pytest.actions.ReadyToTest(),
+        ]
+    )
+
+
+@pytest.mark.launch(fixture=two_cameras)
+def test_two_cameras_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cameras: LaunchDescription
+) -> None:
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    with ros_session(tmp_path, DOMAIN) as ros:
+        check_both_are_followed(ros)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ pytest.importorskip("matplotlib", reason="training needs matplotlib (requirement
 
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from ostrack_ros.network.head import Maps  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
 from ostrack_ros.network.variants import VARIANTS, Variant  # noqa: E402
+from ostrack_ros.network.vit import Features  # noqa: E402
 from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
 from ostrack_ros.training.calibration import FEATURES, fit_logistic  # noqa: E402
 from ostrack_ros.training.config import (  # noqa: E402
@@ -35,6 +36,7 @@ from ostrack_ros.training.initialise import (  # noqa: E402
 )
 from ostrack_ros.training.losses import (  # noqa: E402
     box_overlap,
+    feature_imitation,
     gaussian_targets,
     tracking_losses,
 )
@@ -279,20 +281,101 @@ def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:
 
 
 def test_a_larger_networks_positions_are_resampled() -> None:
-    large, small = OSTrack(VARIANTS["ostrack_small"]), OSTrack(VARIANTS["ostrack_tiny"])
-    ramp = torch.linspace(0, 1, 16).repeat(16).view(1, 256, 1).expand(1, 256, 384)
+    source = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)
+    same_region = dataclasses.replace(source, template_size=96, search_size=192, depth=2)
+    large, small = OSTrack(source), OSTrack(same_region)
+    ramp = torch.linspace(0, 1, 16).repeat(16).view(1, 256, 1).expand(1, 256, 48)
     with torch.no_grad():
         large.backbone.pos_embed_x.copy_(ramp)
-    copied = initialise_from_network(small, large.state_dict())
+    copied = initialise_from_network(small, large.state_dict(), source)
+    assert copied == len(small.state_dict())
     assert torch.equal(
-        small.backbone.blocks[3].mlp.fc1.weight, large.backbone.blocks[3].mlp.fc1.weight
+        small.backbone.blocks[1].mlp.fc1.weight, large.backbone.blocks[1].mlp.fc1.weight
     )
-    row = small.backbone.pos_embed_x.view(12, 12, 384)[5, :, 0]
+    row = small.backbone.pos_embed_x.view(12, 12, 48)[5, :, 0]
     assert (row.diff() > 0).all()
     assert row.mean().item() == pytest.approx(0.5, abs=1e-3)
-    # Patch embedding, norm, positions and blocks fit; the head is narrower.
-    blocks = sum(key.startswith("backbone.blocks") for key in small.state_dict())
-    assert copied >= blocks + 6
+    assert row.diff().mean().item() == pytest.approx(16 / 12 / 15, rel=0.05)
+
+
+def test_a_smaller_region_takes_the_positions_of_the_middle() -> None:
+    source = Variant("source", embed_dim=48, depth=2, heads=2, head_channels=16)
+    middle = dataclasses.replace(source, search_size=192, search_factor=3.0)
+    large, small = OSTrack(source), OSTrack(middle)
+    initialise_from_network(small, large.state_dict(), source)
+    expected = large.backbone.pos_embed_x.view(16, 16, 48)[2:14, 2:14].reshape(1, 144, 48)
+    assert torch.allclose(small.backbone.pos_embed_x, expected, atol=1e-6)
+    assert torch.allclose(small.backbone.pos_embed_z, large.backbone.pos_embed_z, atol=1e-6)
+
+
+def test_chosen_blocks_start_a_shallower_network() -> None:
+    source = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)
+    large, small = OSTrack(source), OSTrack(dataclasses.replace(source, depth=2))
+    initialise_from_network(small, large.state_dict(), source, (1, 3))
+    for new, old in enumerate((1, 3)):
+        for key, value in small.backbone.blocks[new].state_dict().items():
+            assert torch.equal(value, large.backbone.blocks[old].state_dict()[key])
+    with pytest.raises(ValueError, match="block 4 does not exist: source has 4"):
+        initialise_from_network(small, large.state_dict(), source, (1, 4))
+
+
+def test_features_are_compared_where_both_networks_kept_them() -> None:
+    own, taught = torch.zeros(1, 4, 2), torch.zeros(1, 4, 2)
+    taught[0] = torch.tensor([[2.0, 0.0], [9.0, 9.0], [9.0, 9.0], [0.0, 0.0]])
+    loss = feature_imitation(
+        Features(own, (torch.tensor([[1]]),)), Features(taught, (torch.tensor([[2]]),))
+    )
+    assert loss.item() == pytest.approx(1.0)  # position 0: (4 + 0) / 2; position 3: 0
+
+
+def test_a_pupil_nears_its_teacher(config: TrainingConfig, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    torch.manual_seed(7)
+    save_file(OSTrack(VARIANTS["toy"]).state_dict(), teacher)
+    config = dataclasses.replace(
+        config,
+        teacher=str(teacher),
+        teacher_features=100.0,
+        steps=30,
+        log_every=5,
+        backbone_rate=3e-3,
+    )
+    Trainer(config, CPU).run()
+    rows = (Path(config.output) / "log.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    values = [dict(zip(columns, map(float, row.split(",")), strict=True)) for row in rows[1:]]
+    imitation = [row["total"] - row["focal"] - 2 * row["giou"] - 5 * row["l1"] for row in values]
+    assert imitation[-1] < 0.7 * imitation[0]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"template_size": 96}, "takes 96 and 256 px, this training makes 128 and 128 px"),
+        ({"search_size": 112}, "at least as large"),
+        ({"embed_dim": 64}, "teacher_features needs features of one width"),
+    ],
+)
+def test_a_teacher_that_cannot_look_is_refused(
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    entries: dict[str, int],
+    message: str,
+) -> None:
+    other = dataclasses.replace(VARIANTS["toy"], name="other", **entries)
+    monkeypatch.setitem(VARIANTS, "other", other)
+    with pytest.raises(ConfigError, match=message):
+        make_config(
+            {
+                "variant": "toy",
+                "banks": list(config.banks),
+                "output": config.output,
+                "search_size": 128,
+                "teacher": "teacher.safetensors",
+                "teacher_variant": "other",
+                "teacher_features": 1.0,
+            }
+        )
 
 
 def test_calibration_recovers_a_known_law() -> None:
@@ -311,7 +394,7 @@ def test_torch_engine_speaks_the_engine_interface() -> None:
     torch.manual_seed(0)
     network = OSTrack(VARIANTS["ostrack_tiny"]).eval()
     engine = TorchEngine(network)
-    template = np.zeros((96, 96, 3), np.uint8)
+    template = np.zeros((128, 128, 3), np.uint8)
     prediction = engine.infer(template, np.full((192, 192, 3), 90, np.uint8))
     assert prediction.score_map.shape == (12, 12)
     assert 0 < prediction.width < 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Precision
 from ostrack_ros.network.head import CenterHead, Maps, decode, hann_window
 from ostrack_ros.network.variants import Variant
-from ostrack_ros.network.vit import VisionTransformer
+from ostrack_ros.network.vit import Features, VisionTransformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class OSTrack(nn.Module):
     def forward(self, template: Tensor, search: Tensor, keep_ratio: float | None = None) -> Output:
         """Normalised RGB `template` [B, 3, Z, Z] and `search` [B, 3, X, X]; see
         `VisionTransformer.forward` for `keep_ratio`."""
-        features = self.backbone(template, search, keep_ratio)
+        return self.predict(self.backbone(template, search, keep_ratio))
+
+    def predict(self, features: Features) -> Output:
+        """The head's maps of the backbone's features."""
         tokens = features.search
         side = math.isqrt(tokens.shape[1])
         grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)

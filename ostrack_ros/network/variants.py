@@ -94,9 +94,9 @@ VARIANTS: dict[str, Variant] = {
         embed_dim=384,
         depth=4,
         heads=6,
-        template_size=96,
         search_size=192,
-        elimination=EliminationSchedule((1, 2), 0.7),
+        search_factor=3.0,
+        elimination=EliminationSchedule((1, 2), 0.5),
         head_channels=40,
     ),
 }

@@ -171,14 +171,14 @@ PARAMETERS: tuple[Row, ...] = (
     ),
     Row(
         "init_tolerance",
-        0.05,
+        0.1,
         Change.LIVE,
         "Seconds by which an init box's stamp may miss an image, for images lost on the way.",
         (0.0, 1.0),
     ),
     Row(
         "init_wait",
-        0.5,
+        1.0,
         Change.LIVE,
         "Seconds an init box waits for its image if that has not arrived yet.",
         (0.0, 10.0),

@@ -50,8 +50,8 @@ class WorkerSettings:
 
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     image_timeout: float = 1.0
-    init_tolerance: float = 0.05
-    init_wait: float = 0.5
+    init_tolerance: float = 0.1
+    init_wait: float = 1.0
     catch_up_time: float = 1.0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ostrack_ros.network.variants import PATCH_SIZE, get_variant
+from ostrack_ros.network.variants import PATCH_SIZE, Variant, get_variant
 from ostrack_ros.training.synthesis import SynthesisSettings
 
 
@@ -24,14 +24,21 @@ class TrainingConfig:
     share of the run that is done. Learning rates are peaks: a linear warm-up over `warmup_steps`,
     constant until `decay_from` (a share of the run), then linear down to `final_rate` of the peak.
     Candidate elimination is off until `elimination_from` and reaches the variant's own keep ratio
-    at `elimination_full`. A `search_size` below the variant's trains on the middle of the search
-    region, which is much cheaper; the positions at its border are then left to a later run.
+    at `elimination_full`. `initialise` is a DINOv2 backbone (.npz) or weights of a network of
+    `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks.
+    A `teacher`, weights of a network of `teacher_variant`, sees the same pairs; the trained network
+    imitates its score map (`teacher_weight`) and its search features (`teacher_features`).
+
+    A `search_size` below the variant's trains on the middle of the search region, which is much
+    cheaper; the positions at its border are then left to a later run.
     """
 
     variant: str
     banks: tuple[str, ...]
     output: str
     initialise: str | None = None
+    initialise_variant: str | None = None
+    initialise_blocks: tuple[int, ...] = ()
     freeze_blocks: int = 0
     search_size: int | None = None
     steps: int = 100_000
@@ -61,6 +68,7 @@ class TrainingConfig:
     teacher: str | None = None
     teacher_variant: str | None = None
     teacher_weight: float = 1.0
+    teacher_features: float = 0.0
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
 
 
@@ -109,6 +117,7 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
         **{
             **values,
             "banks": tuple(map(str, banks)),
+            "initialise_blocks": tuple(values.get("initialise_blocks") or ()),
             "synthesis": SynthesisSettings(**{**synthesis, **sizes}),
         }
     )
@@ -119,7 +128,27 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
         raise ConfigError(
             f"freeze_blocks is {config.freeze_blocks}, {variant.name} has {variant.depth} blocks"
         )
+    if config.teacher is not None:
+        _check_teacher(config, variant)
     return config
+
+
+def _check_teacher(config: TrainingConfig, variant: Variant) -> None:
+    """A teacher sees the trained network's own inputs, so it must be able to take them."""
+    teacher = get_variant(config.teacher_variant or config.variant)
+    search = config.synthesis
+    if teacher.template_size != variant.template_size or teacher.search_size < search.search_size:
+        raise ConfigError(
+            f"teacher_variant {teacher.name} takes {teacher.template_size} and "
+            f"{teacher.search_size} px, this training makes {variant.template_size} and "
+            f"{search.search_size} px: the templates must be equal and the teacher's search region "
+            "at least as large"
+        )
+    if config.teacher_features and teacher.embed_dim != variant.embed_dim:
+        raise ConfigError(
+            f"teacher_features needs features of one width: {teacher.name} has "
+            f"{teacher.embed_dim}, {variant.name} {variant.embed_dim}"
+        )
 
 
 def _refuse_unknown(values: dict[str, Any], kind: type, prefix: str) -> None:

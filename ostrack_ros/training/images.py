@@ -108,7 +108,7 @@ class _Photo:
 
 
 class _Collector:
-    """Gathers textures one by one and stacks them at the end."""
+    """Gathers textures one by one and stacks them at the end, which empties it."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -164,9 +164,12 @@ class _Collector:
                 "at least one of each is needed"
             )
         boxes = [box for _, box, _ in self.objects]
+        photo_sizes = torch.tensor([(p.width, p.height) for p in self.photos]).float()
+        photos = [photo.pixels for photo in self.photos]
+        self.photos.clear()
         return ImageBank(
-            photos=_stack_textures([photo.pixels for photo in self.photos]),
-            photo_sizes=torch.tensor([(p.width, p.height) for p in self.photos]).float(),
+            photos=_stack_textures(photos),
+            photo_sizes=photo_sizes,
             cutouts=_stack_textures([pixels for pixels, *_ in self.cutouts]),
             cutout_sizes=torch.tensor([(w, h) for _, w, h, _ in self.cutouts]).float(),
             cutout_hulls=torch.from_numpy(np.stack([hull for *_, hull in self.cutouts])).float(),
@@ -348,8 +351,10 @@ def _resize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
 
 
 def _stack_textures(textures: list[NDArray[np.uint8]]) -> Tensor:
+    """Textures [S, S, C] -> [N, C, S, S]. Empties the list, or a large bank would be in memory
+    twice."""
     side, channels = textures[0].shape[0], textures[0].shape[2]
     stacked = torch.empty(len(textures), channels, side, side, dtype=torch.uint8)
-    for index, texture in enumerate(textures):
-        stacked[index] = torch.from_numpy(texture).permute(2, 0, 1)
+    for index in reversed(range(len(textures))):
+        stacked[index] = torch.from_numpy(textures.pop()).permute(2, 0, 1)
     return stacked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostrack_ros.network.ostrack import OSTrack
-from ostrack_ros.network.variants import PATCH_SIZE
+from ostrack_ros.network.variants import PATCH_SIZE, Variant
 
 
 @torch.no_grad()
@@ -51,18 +52,30 @@ def initialise_from_dinov2(network: OSTrack, path: Path) -> None:
 
 
 @torch.no_grad()
-def initialise_from_network(network: OSTrack, source: dict[str, Tensor]) -> int:
-    """Copy every tensor of `source` that has a namesake of the same shape; returns how many.
+def initialise_from_network(
+    network: OSTrack, source: dict[str, Tensor], variant: Variant, blocks: Sequence[int] = ()
+) -> int:
+    """Copy every tensor of `source`, weights of a network of `variant`, that has a namesake of the
+    same shape; returns how many.
 
-    Positions of other input sizes are resampled: both grids span the same region.
+    With `blocks` the network's blocks 0, 1, ... are started from those blocks of the source, and
+    from nothing where the list ends. Positions are resampled where the input sizes or the regions
+    they span differ. Raises ValueError for a block that the source does not have.
     """
-    own = network.state_dict()
+    for block in blocks:
+        if not 0 <= block < variant.depth:
+            raise ValueError(f"block {block} does not exist: {variant.name} has {variant.depth}")
+    own, target = network.state_dict(), network.variant
+    shares = {
+        "backbone.pos_embed_z": target.template_factor / variant.template_factor,
+        "backbone.pos_embed_x": target.search_factor / variant.search_factor,
+    }
     positions = {
-        key: _resample_positions(source[key], own[key].shape[1])
-        for key in ("backbone.pos_embed_z", "backbone.pos_embed_x")
+        key: _resample_positions(source[key], own[key].shape[1], share)
+        for key, share in shares.items()
         if key in source and source[key].shape[2] == own[key].shape[2]
     }
-    candidates = source | positions
+    candidates = _pick_blocks(source, blocks) | positions
     fitting = {
         key: value
         for key, value in candidates.items()
@@ -100,9 +113,27 @@ def _resample_kernel(kernel: Tensor) -> Tensor:
     return resized * (side / PATCH_SIZE) ** 2
 
 
-def _resample_positions(grid: Tensor, tokens: int) -> Tensor:
-    """A square grid [1, N, C] to `tokens` positions."""
+def _pick_blocks(source: dict[str, Tensor], blocks: Sequence[int]) -> dict[str, Tensor]:
+    """`source` with its blocks renumbered: the first of `blocks` becomes block 0. Without `blocks`
+    as it is."""
+    if not blocks:
+        return source
+    prefix = "backbone.blocks."
+    picked = {key: value for key, value in source.items() if not key.startswith(prefix)}
+    for new, old in enumerate(blocks):
+        for key, value in source.items():
+            if key.startswith(f"{prefix}{old}."):
+                picked[key.replace(f"{prefix}{old}.", f"{prefix}{new}.", 1)] = value
+    return picked
+
+
+def _resample_positions(grid: Tensor, tokens: int, share: float = 1.0) -> Tensor:
+    """A square grid [1, N, C] to `tokens` positions that span the middle `share` of its side."""
     old, new = round(grid.shape[1] ** 0.5), round(tokens**0.5)
     image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, (new, new), mode="bicubic", align_corners=False)
+    middles = ((torch.arange(new) + 0.5) / new * 2 - 1) * share
+    places = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1)[None]
+    resized = F.grid_sample(
+        image, places, mode="bicubic", padding_mode="border", align_corners=False
+    )
     return resized.permute(0, 2, 3, 1).reshape(1, tokens, -1)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ostrack_ros.network.head import Maps
+from ostrack_ros.network.vit import Features
 
 FOCAL_ALPHA = 2.0
 FOCAL_BETA = 4.0
@@ -68,6 +70,28 @@ def tracking_losses(maps: Maps, box: Tensor, present: Tensor) -> Losses:
         hit=(near & present).sum() / count,
         iou=((iou * weight).sum() / count).detach(),
     )
+
+
+def score_imitation(score: Tensor, taught: Tensor) -> Tensor:
+    """Binary cross entropy of a score map [B, 1, S, S] to the teacher's, summed over cells and
+    averaged over the batch."""
+    return F.binary_cross_entropy(score, taught, reduction="sum") / len(score)
+
+
+def feature_imitation(own: Features, taught: Features) -> Tensor:
+    """Mean squared difference of the search features [B, N, C] at the positions that neither
+    network eliminated."""
+    kept = kept_positions(own) * kept_positions(taught)
+    squares = (own.search.float() - taught.search.float()).square().mean(2)
+    return (squares * kept).sum() / kept.sum().clamp_min(1)
+
+
+def kept_positions(features: Features) -> Tensor:
+    """float32 [B, N]: 0 where a candidate was eliminated, else 1."""
+    kept = torch.ones(features.search.shape[:2], device=features.search.device)
+    for removed in features.removed:
+        kept = kept.scatter(1, removed, 0.0)
+    return kept
 
 
 def gaussian_targets(box: Tensor, side: int) -> Tensor:

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from ostrack_ros.network.checkpoint import load_network, read_weights
+from ostrack_ros.network.head import Maps
 from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import get_variant
+from ostrack_ros.network.vit import Features
 from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.data import normalise, pair_stream
 from ostrack_ros.training.initialise import initialise_from_dinov2, initialise_from_network
-from ostrack_ros.training.losses import Losses, tracking_losses
+from ostrack_ros.training.losses import (
+    Losses,
+    feature_imitation,
+    score_imitation,
+    tracking_losses,
+)
 from ostrack_ros.training.report import LOG_FILE, append_row, plot_training
 from ostrack_ros.training.schedule import (
     Progress,
@@ -38,10 +44,17 @@ Validate = Callable[[OSTrack, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """A larger network whose score map the trained one imitates, beside the labels."""
+    """A larger network whose score map and search features the trained one imitates, beside the
+    labels."""
 
     network: OSTrack
-    weight: float
+    score_weight: float
+    feature_weight: float
+
+    @torch.no_grad()
+    def look(self, template: Tensor, search: Tensor) -> tuple[Features, Maps]:
+        features: Features = self.network.backbone(template, search)
+        return features, self.network.predict(features).maps
 
 
 class Trainer:
@@ -118,15 +131,20 @@ class Trainer:
         device = self.device
         template, search = normalise(batch.template.to(device)), normalise(batch.search.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            maps = self.network(template, search, keep).maps
+            features = self.network.backbone(template, search, keep)
+            maps = self.network.predict(features).maps
         losses = tracking_losses(maps, batch.box.to(device), batch.present.to(device))
-        if self._teacher is None:
+        teacher = self._teacher
+        if teacher is None:
             return losses
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            taught = self._teacher.network(template, search).maps
-        imitation = F.binary_cross_entropy(maps.score, taught.score, reduction="sum") / len(search)
-        weighted = self._teacher.weight * imitation
-        return Losses(losses.total + weighted, *_rest(losses))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+            taught, taught_maps = teacher.look(template, search)
+        total = losses.total
+        if teacher.score_weight:
+            total = total + teacher.score_weight * score_imitation(maps.score, taught_maps.score)
+        if teacher.feature_weight:
+            total = total + teacher.feature_weight * feature_imitation(features, taught)
+        return Losses(total, *_rest(losses))
 
     def _keep_ratio(self) -> float | None:
         elimination = self.network.variant.elimination
@@ -142,7 +160,10 @@ class Trainer:
             initialise_from_dinov2(self.network, path)
             logger.info("backbone initialised from %s", path)
         else:
-            copied = initialise_from_network(self.network, read_weights(path))
+            source = get_variant(self.config.initialise_variant or self.config.variant)
+            copied = initialise_from_network(
+                self.network, read_weights(path), source, self.config.initialise_blocks
+            )
             logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
 
     def _freeze(self) -> None:
@@ -162,7 +183,11 @@ class Trainer:
         network = OSTrack(get_variant(self.config.teacher_variant or self.config.variant))
         load_network(network, read_weights(Path(self.config.teacher)))
         network.requires_grad_(False)
-        return _Teacher(network.to(self.device).eval(), self.config.teacher_weight)
+        return _Teacher(
+            network.to(self.device).eval(),
+            self.config.teacher_weight,
+            self.config.teacher_features,
+        )
 
     def _log(self, sums: _Sums, bar: tqdm[None]) -> None:
         means = sums.means()
