@@ -99,7 +99,7 @@ def test_backbone_equals_the_plain_statement(name: str, seed: int) -> None:
 @torch.no_grad()
 def test_a_batch_equals_its_items() -> None:
     network = seeded_network("ostrack_tiny", 5)
-    template, search = torch.randn(3, 3, 96, 96), torch.randn(3, 3, 192, 192)
+    template, search = torch.randn(3, 3, 128, 128), torch.randn(3, 3, 192, 192)
     together = network(template, search).maps
     for i in range(3):
         alone = network(template[i : i + 1], search[i : i + 1]).maps
@@ -125,7 +125,7 @@ def test_a_smaller_search_is_the_middle_of_the_region() -> None:
 def test_the_template_matters() -> None:
     network = seeded_network("ostrack_tiny", 6)
     search = torch.randn(1, 3, 192, 192)
-    a, b = (network(torch.randn(1, 3, 96, 96), search).maps.score for _ in range(2))
+    a, b = (network(torch.randn(1, 3, 128, 128), search).maps.score for _ in range(2))
     assert (a - b).abs().max() > 1e-3
 
 
