@@ -114,7 +114,7 @@ def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> LaunchDescription:
     folder = tmp_path_factory.mktemp("two")
     model, params = folder / "red_blob.onnx", folder / "params.yaml"
     write_red_blob_model(model)
-    values = f"{{model: {model}, backend: onnxruntime, autostart: true}}"
+    values = f"{{model: {model}, backend: onnxruntime}}"
     params.write_text(f"/**: {{ros__parameters: {values}}}\n")
     return LaunchDescription(
         [
@@ -126,9 +126,7 @@ def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> LaunchDescription:
 
 
 @pytest.mark.launch(fixture=two_cameras)
-def test_two_cameras_are_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cameras: LaunchDescription
-) -> None:
+def test_two_cameras_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     with ros_session(tmp_path, DOMAIN) as ros:
         check_both_are_followed(ros)

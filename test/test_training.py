@@ -280,14 +280,16 @@ def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:
         initialise_from_dinov2(OSTrack(VARIANTS["ostrack_tiny"]), path)
 
 
+SOURCE = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)
+
+
 def test_a_larger_networks_positions_are_resampled() -> None:
-    source = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)
-    same_region = dataclasses.replace(source, template_size=96, search_size=192, depth=2)
-    large, small = OSTrack(source), OSTrack(same_region)
+    same_region = dataclasses.replace(SOURCE, template_size=96, search_size=192, depth=2)
+    large, small = OSTrack(SOURCE), OSTrack(same_region)
     ramp = torch.linspace(0, 1, 16).repeat(16).view(1, 256, 1).expand(1, 256, 48)
     with torch.no_grad():
         large.backbone.pos_embed_x.copy_(ramp)
-    copied = initialise_from_network(small, large.state_dict(), source)
+    copied = initialise_from_network(small, large.state_dict(), SOURCE)
     assert copied == len(small.state_dict())
     assert torch.equal(
         small.backbone.blocks[1].mlp.fc1.weight, large.backbone.blocks[1].mlp.fc1.weight
@@ -299,24 +301,22 @@ def test_a_larger_networks_positions_are_resampled() -> None:
 
 
 def test_a_smaller_region_takes_the_positions_of_the_middle() -> None:
-    source = Variant("source", embed_dim=48, depth=2, heads=2, head_channels=16)
-    middle = dataclasses.replace(source, search_size=192, search_factor=3.0)
-    large, small = OSTrack(source), OSTrack(middle)
-    initialise_from_network(small, large.state_dict(), source)
+    middle = dataclasses.replace(SOURCE, search_size=192, search_factor=3.0)
+    large, small = OSTrack(SOURCE), OSTrack(middle)
+    initialise_from_network(small, large.state_dict(), SOURCE)
     expected = large.backbone.pos_embed_x.view(16, 16, 48)[2:14, 2:14].reshape(1, 144, 48)
     assert torch.allclose(small.backbone.pos_embed_x, expected, atol=1e-6)
     assert torch.allclose(small.backbone.pos_embed_z, large.backbone.pos_embed_z, atol=1e-6)
 
 
 def test_chosen_blocks_start_a_shallower_network() -> None:
-    source = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)
-    large, small = OSTrack(source), OSTrack(dataclasses.replace(source, depth=2))
-    initialise_from_network(small, large.state_dict(), source, (1, 3))
+    large, small = OSTrack(SOURCE), OSTrack(dataclasses.replace(SOURCE, depth=2))
+    initialise_from_network(small, large.state_dict(), SOURCE, (1, 3))
     for new, old in enumerate((1, 3)):
         for key, value in small.backbone.blocks[new].state_dict().items():
             assert torch.equal(value, large.backbone.blocks[old].state_dict()[key])
     with pytest.raises(ValueError, match="block 4 does not exist: source has 4"):
-        initialise_from_network(small, large.state_dict(), source, (1, 4))
+        initialise_from_network(small, large.state_dict(), SOURCE, (1, 4))
 
 
 def test_features_are_compared_where_both_networks_kept_them() -> None:

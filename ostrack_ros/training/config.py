@@ -136,12 +136,12 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
 def _check_teacher(config: TrainingConfig, variant: Variant) -> None:
     """A teacher sees the trained network's own inputs, so it must be able to take them."""
     teacher = get_variant(config.teacher_variant or config.variant)
-    search = config.synthesis
-    if teacher.template_size != variant.template_size or teacher.search_size < search.search_size:
+    side = config.synthesis.search_size
+    if teacher.template_size != variant.template_size or teacher.search_size < side:
         raise ConfigError(
             f"teacher_variant {teacher.name} takes {teacher.template_size} and "
             f"{teacher.search_size} px, this training makes {variant.template_size} and "
-            f"{search.search_size} px: the templates must be equal and the teacher's search region "
+            f"{side} px: the templates must be equal and the teacher's search region "
             "at least as large"
         )
     if config.teacher_features and teacher.embed_dim != variant.embed_dim:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ostrack_ros.network.checkpoint import load_network, read_weights
-from ostrack_ros.network.head import Maps
 from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import get_variant
 from ostrack_ros.network.vit import Features
@@ -52,9 +51,13 @@ class _Teacher:
     feature_weight: float
 
     @torch.no_grad()
-    def look(self, template: Tensor, search: Tensor) -> tuple[Features, Maps]:
+    def look(self, template: Tensor, search: Tensor) -> Features:
         features: Features = self.network.backbone(template, search)
-        return features, self.network.predict(features).maps
+        return features
+
+    @torch.no_grad()
+    def score(self, features: Features) -> Tensor:
+        return self.network.predict(features).maps.score
 
 
 class Trainer:
@@ -138,10 +141,11 @@ class Trainer:
         if teacher is None:
             return losses
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            taught, taught_maps = teacher.look(template, search)
+            taught = teacher.look(template, search)
+            taught_score = teacher.score(taught) if teacher.score_weight else None
         total = losses.total
-        if teacher.score_weight:
-            total = total + teacher.score_weight * score_imitation(maps.score, taught_maps.score)
+        if taught_score is not None:
+            total = total + teacher.score_weight * score_imitation(maps.score, taught_score)
         if teacher.feature_weight:
             total = total + teacher.feature_weight * feature_imitation(features, taught)
         return Losses(total, *_rest(losses))
