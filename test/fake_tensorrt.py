@@ -42,6 +42,8 @@ class Faults:
     score_offset: float = 0.0
     only_precision: str = ""
     """With `score_offset`: only engines of this precision are off."""
+    swapped_candidates: int = 0
+    """How many candidates are kept in the place of others."""
 
 
 @dataclass
@@ -359,7 +361,13 @@ class FakeTensorRt:
         offset = self.faults.score_offset
         if self.faults.only_precision not in ("", precision):
             offset = 0.0
-        header = json.dumps({"version": self.__version__, "offset": offset}).encode()
+        header = json.dumps(
+            {
+                "version": self.__version__,
+                "offset": offset,
+                "swapped": self.faults.swapped_candidates,
+            }
+        ).encode()
         return memory(PLAN_MAGIC + len(header).to_bytes(4, "little") + header + network.content)
 
     def _tell(self, monitor: Any) -> bool:
@@ -394,13 +402,13 @@ class FakeTensorRt:
                 "The engine plan file is not compatible with this version of TensorRT",
             )
             return None
-        return kind(_Plan(plan[12 + length :], header["offset"]))
+        return kind(_Plan(plan[12 + length :], header["offset"], header["swapped"]))
 
 
 class _Plan:
     """What a fake engine computes, with ONNX Runtime."""
 
-    def __init__(self, content: bytes, offset: float) -> None:
+    def __init__(self, content: bytes, offset: float, swapped: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -408,7 +416,7 @@ class _Plan:
         self.session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
-        self.offset = offset
+        self.offset, self.swapped = offset, swapped
         self.shapes = [
             _Shape(
                 port.name,
@@ -429,7 +437,17 @@ class _Plan:
         for shape, value in zip(
             outputs, self.session.run([s.name for s in outputs], inputs), strict=True
         ):
-            cuda.view(addresses[shape.name], shape)[...] = value + np.float32(self.offset)
+            if shape.name == "kept_candidates":
+                cuda.view(addresses[shape.name], shape)[...] = self._swap(value)
+            else:
+                cuda.view(addresses[shape.name], shape)[...] = value + np.float32(self.offset)
+
+    def _swap(self, kept: Any) -> Any:
+        flat = kept.copy().reshape(len(kept), -1)
+        for item in flat:
+            ones, zeros = np.flatnonzero(item > 0), np.flatnonzero(item == 0)
+            item[ones[: self.swapped]], item[zeros[: self.swapped]] = 0, 1
+        return flat.reshape(kept.shape)
 
 
 class Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from seeded_weights import seeded_state  # noqa: E402
 
+from ostrack_ros.engines.candidates import with_kept_output  # noqa: E402
+from ostrack_ros.engines.models import load_model  # noqa: E402
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from ostrack_ros.engines.openvino import OpenVinoEngine  # noqa: E402
 from ostrack_ros.engines.spec import ModelSpec  # noqa: E402
@@ -87,6 +90,36 @@ def test_graph_is_valid_and_follows_the_contract(model: Path) -> None:
         "result": (onnx.TensorProto.FLOAT, (1, 6)),
         "score_map": (onnx.TensorProto.FLOAT, (1, 12, 12)),
     }
+
+
+@pytest.mark.parametrize("engine_type", [OpenVinoEngine, OnnxRuntimeEngine])
+def test_a_file_can_be_asked_what_it_kept(
+    model: Path,
+    network: OSTrack,
+    engine_type: type[OpenVinoEngine] | type[OnnxRuntimeEngine],
+) -> None:
+    loaded = load_model(model)
+    template, search = random_pair(4)
+    plain = engine_type(loaded).infer(template, search)
+    assert plain.kept is None
+    asked = with_kept_output(loaded)
+    onnx.checker.check_model(asked.content, full_check=True)
+    prediction = engine_type(asked).infer(template, search)
+    np.testing.assert_array_equal(prediction.score_map, plain.score_map)
+    graph = OSTrackGraph(network, "fp32").eval()
+    with torch.no_grad():
+        kept = graph.watched(torch.from_numpy(template)[None], torch.from_numpy(search)[None])[2]
+    assert kept is not None
+    assert kept.sum() == 36  # half of 144, and half of that
+    assert prediction.kept is not None
+    assert np.abs(prediction.kept - kept[0].numpy()).sum() <= 2 * (loaded.spec.precision == "fp16")
+
+
+def test_a_network_without_elimination_has_no_answer(tmp_path: Path) -> None:
+    network = OSTrack(dataclasses.replace(get_variant("ostrack_tiny"), elimination=None))
+    path = export_network(network, "fp32", tmp_path / "x.onnx", source="s", source_sha256="0")
+    loaded = load_model(path)
+    assert with_kept_output(loaded) is loaded
 
 
 def test_fp16_graph_is_typed_so(model: Path) -> None:

@@ -29,17 +29,22 @@ REAL = dataclasses.replace(SPEC, template_size=128, search_size=256, score_size=
 class Scripted:
     """Answers from the mean colour of the search region, plus an error."""
 
-    def __init__(self, error: float = 0.0, map_error: float = 0.0, side: int = 16) -> None:
-        self.error, self.map_error, self.side = error, map_error, side
+    def __init__(
+        self,
+        error: float = 0.0,
+        map_error: float = 0.0,
+        kept: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.error, self.map_error, self.kept = error, map_error, kept
         self.spec: ModelSpec = REAL
         self.description = "scripted"
 
     def infer(self, template: NDArray[np.uint8], search: NDArray[np.uint8]) -> Prediction:
-        score_map = np.full((self.side, self.side), 0.01, np.float32)
+        score_map = np.full((16, 16), 0.01, np.float32)
         score_map[7, 8] = 0.8
         score_map[2, 2] += np.float32(self.map_error)
         value = float(search.mean()) / 255 + self.error
-        return Prediction(value, 0.5, 0.25, 0.25, 0.8 + self.error, 0.7, score_map)
+        return Prediction(value, 0.5, 0.25, 0.25, 0.8 + self.error, 0.7, score_map, self.kept)
 
     def infer_batch(
         self, templates: Sequence[NDArray[np.uint8]], searches: Sequence[NDArray[np.uint8]]
@@ -100,6 +105,34 @@ def test_engines_that_are_off_are_refused_with_figures(
     assert not report.passed
     assert "does not agree" in report.summary()
     assert named in report.summary()
+
+
+def kept(count: int, first: int = 0) -> NDArray[np.float32]:
+    mask = np.zeros(256, np.float32)
+    mask[first : first + count] = 1
+    return mask.reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (kept(89, first=4), None),
+        (kept(89, first=5), "kept is off by 5 (allowed 4)"),
+        (kept(0), "kept is off by 89 (allowed 4)"),
+        (np.full((16, 16), np.nan, np.float32), "kept is off by nan"),
+        (None, "kept is off by nan"),
+    ],
+)
+def test_another_selection_is_refused(found: NDArray[np.float32] | None, named: str | None) -> None:
+    report = run_self_test(Scripted(kept=found), Scripted(kept=kept(89)), "fp16")
+    assert report.passed == (named is None)
+    assert (named or "kept 4") in report.summary()
+
+
+def test_a_reference_that_does_not_tell_is_no_failure() -> None:
+    report = run_self_test(Scripted(kept=kept(89)), Scripted(), "fp32")
+    assert report.passed
+    assert "kept not comparable" in report.summary()
 
 
 def test_a_flat_map_is_judged_by_its_own_spread() -> None:

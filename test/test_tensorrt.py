@@ -493,6 +493,25 @@ def test_when_fp32_is_off_too_the_engine_is_refused(rig: Rig, fallback: str) -> 
     assert rig.runtime.leaked == 0
 
 
+def test_an_engine_that_keeps_other_candidates_is_refused(rig: Rig) -> None:
+    """Though its boxes and scores are the model's own."""
+    rig.faults.swapped_candidates = 5
+    with pytest.raises(ParityError, match=r"kept is off by 5 \(allowed 4\)"):
+        rig.engine(fallback="none")
+    rig.faults.swapped_candidates = 1
+    engine = rig.build(force=True)
+    assert engine.self_test is not None
+    assert {case["kept"] for case in engine.self_test["cases"]} == {1.0}
+
+
+def test_an_engine_tells_what_it_kept(rig: Rig) -> None:
+    engine = rig.engine()
+    template, search = random_pair(3)
+    scores = expected(template, search)[1]
+    np.testing.assert_array_equal(engine.infer(template, search).kept, scores > scores.mean())
+    engine.close()
+
+
 def test_a_nan_is_refused(rig: Rig) -> None:
     rig.faults.score_offset = float("nan")
     with pytest.raises(ParityError, match="nan"):
@@ -811,7 +830,7 @@ def test_the_session_needs_no_graph(rig: Rig) -> None:
     session = Session(rig.kit.api, rig.kit.cuda, plan, model, use_graph=False)
     assert not session.captured
     template, search = random_pair(6)
-    _, scores = session.run(template[None], search[None])
+    scores = session.run(template[None], search[None])["score_map"]
     np.testing.assert_allclose(scores[0], expected(template, search)[1], atol=2e-3)
     session.close()
     assert rig.runtime.leaked == 0

@@ -35,9 +35,11 @@ from ostrack_ros.training.initialise import (  # noqa: E402
     initialise_from_network,
 )
 from ostrack_ros.training.losses import (  # noqa: E402
+    Losses,
     box_overlap,
     feature_imitation,
     gaussian_targets,
+    nearness_to_center,
     tracking_losses,
 )
 from ostrack_ros.training.schedule import (  # noqa: E402
@@ -249,14 +251,15 @@ def test_heat_maps_peak_at_the_centre(box: tuple[float, ...]) -> None:
     assert target.min() >= 0
 
 
-def perfect_maps(box: torch.Tensor) -> Maps:
-    side = 16
+def perfect_maps(box: torch.Tensor, side: int = 16) -> Maps:
+    """The box in every cell, and the score's peak in its centre's."""
     cell = (box[0, :2] * side).long()
     score = torch.full((1, 1, side, side), 1e-4)
     score[0, 0, cell[1], cell[0]] = 1 - 1e-4
     size = box[0, 2:].view(1, 2, 1, 1).expand(1, 2, side, side)
-    offset = (box[0, :2] * side - cell).view(1, 2, 1, 1).expand(1, 2, side, side)
-    return Maps(score, size, offset)
+    steps = torch.arange(side)
+    cells = torch.stack(torch.meshgrid(steps, steps, indexing="xy"))
+    return Maps(score, size, box[0, :2].view(1, 2, 1, 1) * side - cells)
 
 
 def test_losses_know_right_from_wrong() -> None:
@@ -271,6 +274,33 @@ def test_losses_know_right_from_wrong() -> None:
     absent = tracking_losses(perfect_maps(box), box, torch.tensor([False]))
     assert absent.focal > 5
     assert absent.l1 == absent.giou == 0
+
+
+def test_the_box_is_learned_next_to_its_centre_too() -> None:
+    """At run time the peak may be one cell off, and the box is read there."""
+    box, present = torch.tensor([[0.52, 0.4, 0.2, 0.3]]), torch.tensor([True])
+    good = tracking_losses(perfect_maps(box), box, present)
+    row, column = 6, 8  # the centre's cell
+
+    def spoiled(row: int, column: int) -> Losses:
+        maps = perfect_maps(box)
+        size = maps.size.clone()
+        size[0, :, row, column] *= 0.5
+        return tracking_losses(dataclasses.replace(maps, size=size), box, present)
+
+    losses = [spoiled(row, column + shift) for shift in (0, 1, 2)]
+    assert losses[0].l1 > losses[1].l1 > losses[2].l1 == good.l1
+    assert (losses[0].iou, losses[1].iou) == (pytest.approx(0.25), pytest.approx(1))
+
+
+@given(st.tuples(position, position, fraction, fraction))
+def test_every_box_teaches_as_much(box: tuple[float, ...]) -> None:
+    weights = nearness_to_center(torch.tensor([box]), 16)[0]
+    assert weights.sum().item() == pytest.approx(1)
+    assert 1 <= (weights > 0).sum() <= 9
+    row, column = divmod(int(weights.argmax()), 16)
+    assert abs(column + 0.5 - box[0] * 16) <= 0.51
+    assert abs(row + 0.5 - box[1] * 16) <= 0.51
 
 
 def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:

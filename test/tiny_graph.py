@@ -42,7 +42,8 @@ def write_tiny_graph(
     """Write the graph and a sidecar that fits it, unless `score_size` or `result_name` say other.
 
     result = mean of search, mean of template, 0.25, 0.5, maximum of the score map, 0.125, with
-    means as fractions of 255; score_map = red of search averaged over square patches, / 255. With
+    means as fractions of 255; score_map = red of search averaged over square patches, / 255;
+    kept_candidates, hidden as in an exported file, = where the score map is above its mean. With
     `half` the weights and the arithmetic are fp16, inputs and outputs as ever.
     """
     import onnx
@@ -89,6 +90,9 @@ def write_tiny_graph(
         ),
         node("Cast", ["row"], [result_name], to=TensorProto.FLOAT),
         node("Cast", ["scores"], ["score_map"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["scores", "cells"], ["mean_score"], keepdims=1),
+        node("Greater", ["scores", "mean_score"], ["above"]),
+        node("Cast", ["above"], ["kept_candidates"], to=TensorProto.FLOAT),
     ]
     constants["axis"] = np.array([1], np.int64)
     graph = helper.make_graph(

@@ -26,7 +26,9 @@ class Prediction:
 
     `cx`, `cy`, `width`, `height` are fractions of the search region's side; `score` is the raw
     peak in [0, 1] (before the window) and `response` the same cell after the Hann window;
-    `score_map` is float32 [S, S], before the window.
+    `score_map` is float32 [S, S], before the window. `kept`, float32 [S, S], is 1 where a candidate
+    survived the elimination and 0 elsewhere; None unless the graph was asked for it
+    (`engines.candidates`).
     """
 
     cx: float
@@ -36,14 +38,19 @@ class Prediction:
     score: float
     response: float
     score_map: NDArray[np.float32] = field(repr=False)
+    kept: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @classmethod
     def from_outputs(
-        cls, result: NDArray[np.float32], score_map: NDArray[np.float32]
+        cls,
+        result: NDArray[np.float32],
+        score_map: NDArray[np.float32],
+        kept: NDArray[np.float32] | None = None,
     ) -> Prediction:
-        """From the graph's outputs for one item: `result` [6] and `score_map` [S, S]."""
+        """From the graph's outputs for one item: `result` [6], `score_map` [S, S] and, if the graph
+        has it, `kept` [S, S]."""
         cx, cy, width, height, score, response = (float(v) for v in result)
-        return cls(cx, cy, width, height, score, response, score_map)
+        return cls(cx, cy, width, height, score, response, score_map, kept)
 
 
 class Engine(Protocol):

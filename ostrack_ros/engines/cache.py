@@ -33,7 +33,7 @@ from ostrack_ros.engines.base import EngineError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"OSTRKENG"
 DEFAULT_LIMIT = 2 << 30
 DIRECTORY_VARIABLE = "OSTRACK_CACHE_DIR"

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ostrack_ros.engines.base import EngineError
+from ostrack_ros.engines.base import EngineError, Prediction
 from ostrack_ros.engines.spec import ModelSpec
 
 TEMPLATE, SEARCH = "template", "search"
 RESULT, SCORE_MAP = "result", "score_map"
 RESULT_LENGTH = 6
+KEPT = "kept_candidates"
+"""A tensor inside the graph, an output only where `engines.candidates` made it one."""
 
 Port = tuple[str, tuple[int, ...]]
 """Element type (a NumPy name) and shape of an input or output."""
@@ -35,16 +37,23 @@ def expected_outputs(spec: ModelSpec) -> dict[str, Port]:
     }
 
 
+def optional_outputs(spec: ModelSpec) -> dict[str, Port]:
+    """What the graph of this sidecar may answer besides."""
+    return {KEPT: expected_outputs(spec)[SCORE_MAP]}
+
+
 def check_graph(
     path: Path, spec: ModelSpec, inputs: Mapping[str, Port], outputs: Mapping[str, Port]
 ) -> None:
     """Raise EngineError naming the first input or output that is not as the sidecar says."""
-    for kind, found, expected in (
-        ("input", inputs, expected_inputs(spec)),
-        ("output", outputs, expected_outputs(spec)),
+    for kind, found, expected, optional in (
+        ("input", inputs, expected_inputs(spec), {}),
+        ("output", outputs, expected_outputs(spec), optional_outputs(spec)),
     ):
-        for name, port in expected.items():
+        for name, port in {**expected, **optional}.items():
             if name not in found:
+                if name in optional:
+                    continue
                 raise EngineError(
                     f"{path} has no {kind} {name!r}, only {', '.join(found) or 'none'}; "
                     "it is not a graph of `ostrack export` (docs/graph.md)"
@@ -54,7 +63,7 @@ def check_graph(
                     f"{kind} {name!r} of {path} is {_show(found[name])}, its sidecar says "
                     f"{_show(port)}; export the model again"
                 )
-        if extra := sorted(set(found) - set(expected)):
+        if extra := sorted(set(found) - set(expected) - set(optional)):
             raise EngineError(f"{path} has an unknown {kind} {extra[0]!r} (docs/graph.md)")
 
 
@@ -109,6 +118,17 @@ class BatchBuffers:
             for i, image in enumerate(images[name]):
                 buffer[i] = image
         return self._inputs[TEMPLATE], self._inputs[SEARCH]
+
+
+def predictions(outputs: Mapping[str, NDArray[np.float32]], count: int) -> list[Prediction]:
+    """The first `count` answers in the graph's outputs by name, which must not change later."""
+    kept = outputs.get(KEPT)
+    return [
+        Prediction.from_outputs(
+            outputs[RESULT][i], outputs[SCORE_MAP][i], None if kept is None else kept[i]
+        )
+        for i in range(count)
+    ]
 
 
 def _show(port: Port) -> str:

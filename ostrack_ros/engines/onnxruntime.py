@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import EngineError, Prediction
 from ostrack_ros.engines.contract import (
-    RESULT,
-    SCORE_MAP,
     SEARCH,
     TEMPLATE,
     BatchBuffers,
     check_graph,
+    predictions,
 )
 from ostrack_ros.engines.models import Model, load_model
 from ostrack_ros.engines.runtime import import_runtime
@@ -64,9 +63,9 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime cannot read {model.path}: {_sentence(error)}; "
                 "the file is damaged or uses unsupported operators, export it again"
             ) from error
-        check_graph(
-            model.path, model.spec, _ports(session.get_inputs()), _ports(session.get_outputs())
-        )
+        outputs = _ports(session.get_outputs())
+        check_graph(model.path, model.spec, _ports(session.get_inputs()), outputs)
+        self._outputs = list(outputs)
         self._session: Any = session
         self._buffers = BatchBuffers(model.spec)
         self._description = (
@@ -92,12 +91,10 @@ class OnnxRuntimeEngine:
             raise EngineError("the ONNX Runtime engine was closed; make a new one")
         template, search = self._buffers.fill(templates, searches)
         try:
-            results, scores = self._session.run(
-                [RESULT, SCORE_MAP], {TEMPLATE: template, SEARCH: search}
-            )
+            values = self._session.run(self._outputs, {TEMPLATE: template, SEARCH: search})
         except Exception as error:  # its exceptions share no base class but Exception
             raise EngineError(f"ONNX Runtime failed: {_sentence(error)}") from error
-        return [Prediction.from_outputs(results[i], scores[i]) for i in range(len(templates))]
+        return predictions(dict(zip(self._outputs, values, strict=True)), len(templates))
 
     def close(self) -> None:
         self._session = None

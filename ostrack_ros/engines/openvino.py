@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import EngineError, Prediction
 from ostrack_ros.engines.contract import (
-    RESULT,
-    SCORE_MAP,
     SEARCH,
     TEMPLATE,
     BatchBuffers,
     check_graph,
+    predictions,
 )
 from ostrack_ros.engines.models import Model, load_model
 from ostrack_ros.engines.runtime import BackendUnavailableError, import_runtime
@@ -54,7 +53,9 @@ class OpenVinoEngine:
                 f"OpenVINO cannot read {model.path}: {_last_line(error)}; "
                 "the file is damaged or uses unsupported operators, export it again"
             ) from error
-        check_graph(model.path, model.spec, _ports(graph.inputs), _ports(graph.outputs))
+        outputs = _ports(graph.outputs)
+        check_graph(model.path, model.spec, _ports(graph.inputs), outputs)
+        self._outputs = list(outputs)
         try:
             compiled = self._core.compile_model(graph, "CPU", config)
             self._request: Any = compiled.create_infer_request()
@@ -93,9 +94,8 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_last_line(error)}") from error
         # The request writes its next answer into the same memory.
-        scores = np.array(outputs[SCORE_MAP])
-        results = outputs[RESULT]
-        return [Prediction.from_outputs(results[i], scores[i]) for i in range(len(templates))]
+        answers = {name: np.array(outputs[name]) for name in self._outputs}
+        return predictions(answers, len(templates))
 
     def close(self) -> None:
         self._request = None

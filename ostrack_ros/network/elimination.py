@@ -7,6 +7,7 @@ least are dropped: they are background, and later blocks need not carry them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,13 @@ def split_candidates(attention: Tensor, keep_ratio: float) -> Split:
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     """`tokens` [B, N, C] at `positions` [B, K] -> [B, K, C]."""
     return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def kept_mask(removed: Sequence[Tensor], count: int) -> Tensor:
+    """float32 [B, count]: 0 at the search-grid indices in `removed` (int64 [B, n] each), else 1."""
+    gone = torch.cat(list(removed), dim=1).unsqueeze(1)
+    cells = torch.arange(count, device=gone.device).view(1, count, 1)
+    return 1 - (cells == gone).float().sum(dim=2)
 
 
 def restore_tokens(tokens: Tensor, positions: Tensor, count: int) -> Tensor:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor
 
+from ostrack_ros.engines.contract import KEPT, RESULT, SCORE_MAP, SEARCH, TEMPLATE
 from ostrack_ros.engines.spec import Precision, sidecar_path
 from ostrack_ros.network.checkpoint import load_network, read_weights, sha256_of
 from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph, describe_network
@@ -87,21 +89,45 @@ def export_network(
     return path
 
 
+class _WatchedGraph(torch.nn.Module):
+    """The graph with all that `OSTrackGraph.watched` tells."""
+
+    def __init__(self, graph: OSTrackGraph) -> None:
+        super().__init__()
+        self.inner = graph
+
+    def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, ...]:
+        return tuple(item for item in self.inner.watched(template, search) if item is not None)
+
+
 def _write_onnx(graph: OSTrackGraph, variant: Variant, batch: int, path: Path) -> None:
     template, search = (
         torch.zeros(batch, size, size, 3, dtype=torch.uint8)
         for size in (variant.template_size, variant.search_size)
     )
+    names = [RESULT, SCORE_MAP, *([KEPT] if variant.elimination else [])]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
-            graph.eval(),
+            _WatchedGraph(graph).eval(),
             (template, search),
             str(path),
-            input_names=["template", "search"],
-            output_names=["result", "score_map"],
+            input_names=[TEMPLATE, SEARCH],
+            output_names=names,
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
+    if variant.elimination:
+        _hide_output(path, KEPT)
+
+
+def _hide_output(path: Path, name: str) -> None:
+    """Leave a tensor in the file but not among its outputs; who wants to see it makes it one again
+    (`engines.candidates`)."""
+    model = onnx.load(str(path))
+    (port,) = (port for port in model.graph.output if port.name == name)
+    model.graph.value_info.append(port)
+    model.graph.output.remove(port)
+    onnx.save(model, str(path))

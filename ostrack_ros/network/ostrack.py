@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Precision
+from ostrack_ros.network.elimination import kept_mask
 from ostrack_ros.network.head import CenterHead, Maps, decode, hann_window
 from ostrack_ros.network.variants import Variant
 from ostrack_ros.network.vit import Features, VisionTransformer
@@ -69,8 +70,19 @@ class OSTrackGraph(nn.Module):
     def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB [B, Z, Z, 3] and [B, X, X, 3] -> `result` float32 [B, 6] (see `decode`) and
         `score_map` float32 [B, S, S], before the window."""
-        maps = self.network(self._prepare(template), self._prepare(search)).maps
-        return decode(maps, self.window), maps.score[:, 0]  # type: ignore[arg-type]
+        result, score_map, _ = self.watched(template, search)
+        return result, score_map
+
+    def watched(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `forward`, and which candidates were kept: float32 [B, S, S], 1 or 0; None for a
+        network without candidate elimination."""
+        output: Output = self.network(self._prepare(template), self._prepare(search))
+        score_map = output.maps.score[:, 0]
+        kept = None
+        if output.removed:
+            side = score_map.shape[-1]
+            kept = kept_mask(output.removed, side * side).reshape(-1, side, side)
+        return decode(output.maps, self.window), score_map, kept  # type: ignore[arg-type]
 
     def _prepare(self, image: Tensor) -> Tensor:
         # The cast comes first: TensorRT lets nothing else touch an uint8 input.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import Engine, EngineError, Prediction
 from ostrack_ros.engines.cache import DEFAULT_LIMIT, EngineCache, EngineKey, EngineRecord, Plan
-from ostrack_ros.engines.contract import BatchBuffers
+from ostrack_ros.engines.candidates import with_kept_output
+from ostrack_ros.engines.contract import BatchBuffers, predictions
 from ostrack_ros.engines.models import Model, load_model
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine
 from ostrack_ros.engines.openvino import OpenVinoEngine
@@ -154,8 +155,8 @@ class TensorRtEngine:
         self, templates: Sequence[NDArray[np.uint8]], searches: Sequence[NDArray[np.uint8]]
     ) -> list[Prediction]:
         """Predict for up to `spec.batch` pairs in one run; see Engine.infer."""
-        results, scores = self._session.run(*self._buffers.fill(templates, searches))
-        return [Prediction.from_outputs(results[i], scores[i]) for i in range(len(templates))]
+        outputs = self._session.run(*self._buffers.fill(templates, searches))
+        return predictions(outputs, len(templates))
 
     def measure(self) -> Timings:
         """GPU time of the last inputs' copies and network, run once more; for benchmarks."""
@@ -229,6 +230,8 @@ class _Provider:
         self._cache.prepare()
         if self._kit.api.strongly_typed or precision == "fp32":
             model = model_in(model, precision)
+        # The engine that is tested must be the one that is used, so both can be asked.
+        model = with_kept_output(model)
         key = self._key(model, precision)
         if not force and (found := self._from_cache(model, key, precision)):
             return found
@@ -385,14 +388,13 @@ class _SessionEngine:
         self._buffers = BatchBuffers(spec)
 
     def infer(self, template: NDArray[np.uint8], search: NDArray[np.uint8]) -> Prediction:
-        results, scores = self._session.run(*self._buffers.fill([template], [search]))
-        return Prediction.from_outputs(results[0], scores[0])
+        return self.infer_batch([template], [search])[0]
 
     def infer_batch(
         self, templates: Sequence[NDArray[np.uint8]], searches: Sequence[NDArray[np.uint8]]
     ) -> list[Prediction]:
-        results, scores = self._session.run(*self._buffers.fill(templates, searches))
-        return [Prediction.from_outputs(results[i], scores[i]) for i in range(len(templates))]
+        outputs = self._session.run(*self._buffers.fill(templates, searches))
+        return predictions(outputs, len(templates))
 
     def close(self) -> None:
         self._session.close()

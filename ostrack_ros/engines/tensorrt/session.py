@@ -14,14 +14,10 @@ from numpy.typing import NDArray
 from ostrack_ros.engines.base import EngineError
 from ostrack_ros.engines.cache import Plan
 from ostrack_ros.engines.contract import (
-    RESULT,
-    SCORE_MAP,
     SEARCH,
     TEMPLATE,
     Port,
     check_graph,
-    expected_inputs,
-    expected_outputs,
 )
 from ostrack_ros.engines.models import Model
 from ostrack_ros.engines.tensorrt.api import TensorRtApi
@@ -86,9 +82,9 @@ class Session:
 
     def run(
         self, template: NDArray[np.uint8], search: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`template` uint8 [B, Z, Z, 3] and `search` uint8 [B, X, X, 3] -> copies of `result`
-        float32 [B, 6] and `score_map` float32 [B, S, S].
+    ) -> dict[str, NDArray[np.float32]]:
+        """`template` uint8 [B, Z, Z, 3] and `search` uint8 [B, X, X, 3] -> copies of the graph's
+        outputs by name (docs/graph.md).
 
         Shapes are the caller's to check: smaller arrays would be broadcast. Raises EngineError
         when the GPU fails or the session is closed.
@@ -103,7 +99,7 @@ class Session:
         else:
             self._enqueue()
         self._cuda.synchronize(self._stream)
-        return self._host[RESULT].array.copy(), self._host[SCORE_MAP].array.copy()
+        return {name: self._host[name].array.copy() for name in self._outputs}
 
     def measure(self) -> Timings:
         """Time one run of the last inputs, part by part; for benchmarks."""
@@ -142,13 +138,13 @@ class Session:
         if engine is None:
             raise PlanError(api.explain(f"{api.name} rejects the engine file"))
         try:
-            check_graph(model.path, model.spec, *_ports(api, engine))
+            inputs, outputs = _ports(api, engine)
+            check_graph(model.path, model.spec, inputs, outputs)
         except EngineError as error:
             raise PlanError(str(error)) from error
 
         self._stream = cuda.new_stream()
         self._resources.callback(cuda.free_stream, self._stream)
-        inputs, outputs = expected_inputs(model.spec), expected_outputs(model.spec)
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._host = {name: self._pinned(port) for name, port in {**inputs, **outputs}.items()}
         self._device = {name: self._buffer(host.size) for name, host in self._host.items()}
