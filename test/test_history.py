@@ -50,6 +50,16 @@ def test_find_and_after() -> None:
     assert history.newest is frames[3]
 
 
+def test_interval_is_the_usual_one() -> None:
+    history = FrameHistory(100.0, 10_000)
+    assert history.interval is None
+    history.append(frame(0))
+    assert history.interval is None
+    for t in (1, 2, 12, 13):
+        history.append(frame(t))
+    assert history.interval == SECOND
+
+
 def test_bounded_in_seconds() -> None:
     history = FrameHistory(1.0, 10_000)
     for t in (0.0, 0.5, 1.0, 1.5):

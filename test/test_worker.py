@@ -370,6 +370,22 @@ def test_the_first_image_of_a_slow_camera_may_be_lost(bench: Bench) -> None:
     assert started.stamp == START + 3 * STEP
 
 
+def test_one_interval_of_a_slow_camera_may_be_missed() -> None:
+    """At 3 Hz the next image is 0.33 s away; the box was refused, as older than all there was."""
+    bench = Bench(WorkerSettings(init_wait=PATIENCE, image_timeout=60.0))
+    bench.show(10)
+    answer = bench.worker.init(START, BOX)
+    time.sleep(0.05)
+    assert not answer.done()
+    bench.show(20)
+    assert answer.result(PATIENCE).stamp == START + 10 * STEP
+    strict = WorkerSettings(init_wait=0.1, image_timeout=60.0, init_tolerance=0.0)
+    bench.worker.apply(strict)
+    with pytest.raises(Refused, match="older than the newest"):
+        bench.worker.init(START, BOX).result(PATIENCE)
+    bench.worker.close(PATIENCE)
+
+
 def test_no_init_on_a_picture_that_stopped(bench: Bench) -> None:
     bench.show(0)
     bench.clock += 100_000 * MS

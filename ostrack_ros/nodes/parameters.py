@@ -173,7 +173,8 @@ PARAMETERS: tuple[Row, ...] = (
         "init_tolerance",
         0.1,
         Change.LIVE,
-        "Seconds by which an init box's stamp may miss an image, for images lost on the way.",
+        "Seconds by which an init box's stamp may miss an image, for images lost on the way; where "
+        "images come more slowly, one interval between them (at most 1 s). 0: not at all.",
         (0.0, 1.0),
     ),
     Row(

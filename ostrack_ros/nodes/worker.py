@@ -26,6 +26,7 @@ SMALLEST_SIDE = 1.0
 """Pixels of the smallest init box; below it somebody made a mistake."""
 
 _NANOSECONDS = 1_000_000_000
+_LONGEST_INTERVAL = _NANOSECONDS  # more than a second later, a box is on something else
 _LATE_SECONDS = 0.5
 
 
@@ -384,7 +385,11 @@ class TrackingWorker(Generic[ImageT]):
         if time.monotonic() >= request.deadline:
             return True
         newest = self._newest_stamp
-        return newest is not None and request.stamp <= newest
+        if newest is None or request.stamp > newest:
+            return False
+        # One image alone does not tell how far apart images are.
+        known = request.stamp == 0 or len(self._history) > 1
+        return known or self._nearest(request.stamp, self._settings) is not None
 
     def _next_request(self) -> _InitRequest | None:
         for request in self._requests:
@@ -458,8 +463,7 @@ class TrackingWorker(Generic[ImageT]):
             return newest, f"tracking from the newest image, {_seconds(newest.stamp)}"
         age = (newest.stamp - stamp) / _NANOSECONDS
         reach = (newest.stamp - oldest.stamp) / _NANOSECONDS
-        tolerance = round(settings.init_tolerance * _NANOSECONDS)
-        image = self._history.find(stamp, tolerance)
+        image = self._nearest(stamp, settings)
         if image is not None:
             miss = (image.stamp - stamp) / _NANOSECONDS
             note = f"tracking from image {_seconds(image.stamp)}, {max(age, 0.0):.3f} s in the past"
@@ -478,9 +482,21 @@ class TrackingWorker(Generic[ImageT]):
                 f"only {reach:.3f} s; raise history_seconds or history_megabytes"
             )
         raise Refused(
-            f"no image within {settings.init_tolerance:g} s of its stamp {_seconds(stamp)} "
-            f"({age:.3f} s ago) has arrived here; raise init_tolerance or check for lost images"
+            f"no image within {self._tolerance(settings) / _NANOSECONDS:g} s of its stamp "
+            f"{_seconds(stamp)} ({age:.3f} s ago) has arrived here; raise init_tolerance or check "
+            "for lost images"
         )
+
+    def _nearest(self, stamp: int, settings: WorkerSettings) -> ImageT | None:
+        return self._history.find(stamp, self._tolerance(settings))
+
+    def _tolerance(self, settings: WorkerSettings) -> int:
+        """How far, in ns, a box's stamp may be from an image. Where a slow camera's image was lost,
+        the next one is a whole interval away."""
+        tolerance = round(settings.init_tolerance * _NANOSECONDS)
+        if tolerance == 0:
+            return 0
+        return max(tolerance, min(self._history.interval or 0, _LONGEST_INTERVAL))
 
     def _replay(self, tracker: Tracker) -> None:
         """One image further towards the live one, skipping what there is no time for."""

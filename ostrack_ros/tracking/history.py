@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
+from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
 _NANOSECONDS = 1_000_000_000
@@ -95,6 +96,14 @@ class FrameHistory(Generic[StampedT]):
     def oldest(self) -> StampedT | None:
         with self._lock:
             return self._frames[0] if self._frames else None
+
+    @property
+    def interval(self) -> int | None:
+        """The usual (median) distance between two frames' stamps in ns, None for fewer than two
+        frames."""
+        with self._lock:
+            gaps = sorted(b.stamp - a.stamp for a, b in pairwise(self._frames))
+        return gaps[len(gaps) // 2] if gaps else None
 
     @property
     def nbytes(self) -> int:

@@ -69,20 +69,24 @@ class ImageBank:
 
     def split(self, every: int) -> tuple[ImageBank, ImageBank]:
         """The bank without every `every`-th picture and cut-out, and those: one part to train on
-        and one to calibrate on. A track goes where its first picture goes."""
+        and one to calibrate on. A track goes where its first picture goes.
+
+        This uses the bank up: the large part takes over its memory, which may be most there is.
+        """
         photo = torch.arange(len(self.photos)) % every == 0
         cutout = torch.arange(len(self.cutouts)) % every == 0
         for track in set(self.object_tracks.tolist()):
             if track >= 0:
                 members = self.object_photos[self.object_tracks == track]
                 photo[members] = photo[members[0]].clone()
-        return self._select(~photo, ~cutout), self._select(photo, cutout)
+        rest = self._select(photo, cutout, self.photos[photo])
+        return self._select(~photo, ~cutout, _moved_together(self.photos, ~photo)), rest
 
-    def _select(self, photo: Tensor, cutout: Tensor) -> ImageBank:
+    def _select(self, photo: Tensor, cutout: Tensor, photos: Tensor) -> ImageBank:
         number = photo.long().cumsum(0) - 1
         objects = photo[self.object_photos]
         return ImageBank(
-            photos=self.photos[photo],
+            photos=photos,
             photo_sizes=self.photo_sizes[photo],
             cutouts=self.cutouts[cutout],
             cutout_sizes=self.cutout_sizes[cutout],
@@ -98,6 +102,14 @@ class ImageBank:
             f"{len(self.photos)} pictures, {len(self.object_boxes)} object boxes "
             f"({tracks} tracks), {len(self.cutouts)} cut-outs"
         )
+
+
+def _moved_together(items: Tensor, chosen: Tensor) -> Tensor:
+    """The `chosen` (bool [N]) of `items` [N, ...], moved to its front."""
+    for place, index in enumerate(chosen.nonzero()[:, 0].tolist()):
+        if place != index:
+            items[place] = items[index]
+    return items[: int(chosen.sum())]
 
 
 @dataclass(frozen=True, slots=True)
