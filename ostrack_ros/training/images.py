@@ -119,15 +119,49 @@ class _Photo:
     height: int
 
 
+class _Textures:
+    """Empty textures uint8 [S, S, C], handed out one by one and stacked at the end.
+
+    They lie in large blocks, since memory freed in small pieces would stay with the process: a bank
+    would then need twice its size.
+    """
+
+    BLOCK = 128
+
+    def __init__(self, side: int, channels: int) -> None:
+        self._shape = (side, side, channels)
+        self._blocks: list[NDArray[np.uint8]] = []
+        self._count = 0
+
+    def new(self) -> NDArray[np.uint8]:
+        place = self._count % self.BLOCK
+        if place == 0:
+            self._blocks.append(np.zeros((self.BLOCK, *self._shape), np.uint8))
+        self._count += 1
+        return self._blocks[-1][place]
+
+    def stack(self) -> Tensor:
+        """uint8 [N, C, S, S]; nothing is left here."""
+        side, _, channels = self._shape
+        stacked = torch.empty(self._count, channels, side, side, dtype=torch.uint8)
+        for start in range(0, self._count, self.BLOCK):
+            part = stacked[start : start + self.BLOCK]
+            part[:] = torch.from_numpy(self._blocks.pop(0)[: len(part)]).permute(0, 3, 1, 2)
+        self._count = 0
+        return stacked
+
+
 class _Collector:
     """Gathers textures one by one and stacks them at the end, which empties it."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._tracks = 0
+        self._photo_textures = _Textures(PHOTO_SIDE, 3)
+        self._cutout_textures = _Textures(CUTOUT_SIDE, 4)
         self.photos: list[_Photo] = []
         self.objects: list[tuple[int, NDArray[np.float32], int]] = []
-        self.cutouts: list[tuple[NDArray[np.uint8], int, int, NDArray[np.float32]]] = []
+        self.cutouts: list[tuple[int, int, NDArray[np.float32]]] = []
 
     def new_track(self) -> int:
         """A number that no track has yet."""
@@ -142,7 +176,7 @@ class _Collector:
             return
         scale = PHOTO_SIDE / max(height, width)
         fitted = _resize(image, scale)
-        canvas = np.zeros((PHOTO_SIDE, PHOTO_SIDE, 3), np.uint8)
+        canvas = self._photo_textures.new()
         canvas[: fitted.shape[0], : fitted.shape[1]] = fitted
         scaled = [box * scale for box in boxes] or _likely_objects(fitted, self._rng)
         for box in scaled:
@@ -165,9 +199,8 @@ class _Collector:
             return
         hull = cv2.convexHull(points)[:, 0].astype(np.float32) + 0.5
         chosen = hull[np.linspace(0, len(hull) - 1, HULL_POINTS).round().astype(int)]
-        canvas = np.zeros((CUTOUT_SIDE, CUTOUT_SIDE, 4), np.uint8)
-        canvas[:height, :width] = fitted
-        self.cutouts.append((canvas, width, height, chosen / (width, height)))
+        self._cutout_textures.new()[:height, :width] = fitted
+        self.cutouts.append((width, height, chosen / (width, height)))
 
     def stack(self) -> ImageBank:
         if not self.photos or not self.cutouts:
@@ -177,13 +210,12 @@ class _Collector:
             )
         boxes = [box for _, box, _ in self.objects]
         photo_sizes = torch.tensor([(p.width, p.height) for p in self.photos]).float()
-        photos = [photo.pixels for photo in self.photos]
-        self.photos.clear()
+        self.photos.clear()  # they hold on to their textures
         return ImageBank(
-            photos=_stack_textures(photos),
+            photos=self._photo_textures.stack(),
             photo_sizes=photo_sizes,
-            cutouts=_stack_textures([pixels for pixels, *_ in self.cutouts]),
-            cutout_sizes=torch.tensor([(w, h) for _, w, h, _ in self.cutouts]).float(),
+            cutouts=self._cutout_textures.stack(),
+            cutout_sizes=torch.tensor([(w, h) for w, h, _ in self.cutouts]).float(),
             cutout_hulls=torch.from_numpy(np.stack([hull for *_, hull in self.cutouts])).float(),
             object_photos=torch.tensor([photo for photo, _, _ in self.objects]).long(),
             object_boxes=torch.from_numpy(np.stack(boxes)) if boxes else torch.zeros(0, 4),
@@ -360,13 +392,3 @@ def _resize(image: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
-
-
-def _stack_textures(textures: list[NDArray[np.uint8]]) -> Tensor:
-    """Textures [S, S, C] -> [N, C, S, S]. Empties the list, or a large bank would be in memory
-    twice."""
-    side, channels = textures[0].shape[0], textures[0].shape[2]
-    stacked = torch.empty(len(textures), channels, side, side, dtype=torch.uint8)
-    for index in reversed(range(len(textures))):
-        stacked[index] = torch.from_numpy(textures.pop()).permute(2, 0, 1)
-    return stacked
