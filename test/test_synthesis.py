@@ -106,6 +106,26 @@ def test_templates_are_centred_and_scaled(bank: ImageBank) -> None:
         assert np.sqrt((high_x - low_x) * (high_y - low_y)) == pytest.approx(64, abs=4)
 
 
+@pytest.mark.parametrize(("kind", "channel"), [("pasted", 1), ("photo", 0), ("track", 0)])
+def test_some_distractors_look_like_the_target(bank: ImageBank, kind: str, channel: int) -> None:
+    """Cut-outs are green and the objects of pictures red: what lies beside the target shows which
+    it was made from."""
+    pasted, track = float(kind == "pasted"), float(kind == "track")
+    changes = {"pasted": pasted, "track": track, "distractors": 1.0, "center_jitter": 0.0}
+    beside = []
+    for copies in (1.0, 0.0):
+        pairs = synthesizer(bank, copies=copies, **changes).draw(30)
+        search = pairs.search.numpy().astype(int)
+        for image, box in zip(search, (pairs.box * 256).tolist(), strict=True):
+            cx, cy, w, h = box
+            x, y = max(0, int(cx - 0.6 * w)), max(0, int(cy - 0.6 * h))
+            image[:, y : int(cy + 0.6 * h), x : int(cx + 0.6 * w)] = 0
+        like = search[:, channel] > 60 + np.delete(search, channel, 1).max(1)
+        beside.append(int(like.any((1, 2)).sum()))
+    assert beside[0] >= 15
+    assert kind == "pasted" or beside[1] <= 3
+
+
 def test_absent_targets_are_not_drawn(bank: ImageBank) -> None:
     pairs = synthesizer(bank, pasted=1.0, absent=1.0).draw(20)
     assert not pairs.present.any()

@@ -72,6 +72,14 @@ class _Objects:
     boxes: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Cut-outs to paste: `pixels` uint8 [R, 4, T, T] and the used `sizes` float32 [R, 2]."""
+
+    pixels: Tensor
+    sizes: Tensor
+
+
 class PairSynthesizer:
     """Draws batches of training pairs from a bank.
 
@@ -131,14 +139,16 @@ class PairSynthesizer:
             pasted, background, shown, search_map, s.search_size, s.search_factor
         )
         look = self._look(count)
-        template = self._paste(
-            template, texture, template_map, look, pasted.nonzero()[:, 0], warp=False
-        )
-        search = self._distract(search, texture, pasted, box, behind=True)
-        seen = pasted & ~absent
+        rows = pasted.nonzero()[:, 0]
+        layers = self._cutouts(texture[rows])
+        template = self._paste(template, layers, template_map, look, rows, warp=False)
+        own = self._cut_targets(search, box, texture, pasted)
+        search = self._distract(search, own, box, behind=True)
+        rows = (pasted & ~absent).nonzero()[:, 0]
         look2 = look + 0.06 * self._normal(count, 6)
-        search = self._paste(search, texture, search_map, look2, seen.nonzero()[:, 0], warp=True)
-        search = self._distract(search, texture, pasted, box, behind=False)
+        layers = self._cutouts(texture[rows])
+        search = self._paste(search, layers, search_map, look2, rows, warp=True)
+        search = self._distract(search, own, box, behind=False)
         search = self._occlude(search, box)
 
         grey = self._chance(count, s.grey)
@@ -262,20 +272,48 @@ class PairSynthesizer:
 
     # --- layers -----------------------------------------------------------------------------
 
+    def _cutouts(self, chosen: Tensor) -> _Layers:
+        return _Layers(self.bank.cutouts[chosen], self.bank.cutout_sizes[chosen])
+
+    def _cut_targets(
+        self, search: Tensor, box: Tensor, textures: Tensor, pasted: Tensor
+    ) -> _Layers:
+        """One cut-out for each pair that looks like its target: the pasted one, or, where a picture
+        shows the target, a rounded piece of it."""
+        own = self._cutouts(textures)
+        rows = (~pasted).nonzero()[:, 0]
+        if len(rows) == 0:
+            return own
+        side = own.pixels.shape[-1]
+        low, extent = box[rows, :2] - box[rows, 2:] / 2, box[rows, 2:].clamp_min(1)
+        scale = extent.amax(1, keepdim=True) / side
+        view = _translation(low) @ _scaling(scale.expand(-1, 2))
+        whole = torch.full_like(extent, search.shape[-1])
+        colour = _sample(search[rows], view, side, whole, None)
+        used = extent / scale
+        steps = torch.arange(side, device=self._device) + 0.5
+        x = (2 * steps[None, None, :] / used[:, 0, None, None] - 1) ** 4
+        y = (2 * steps[None, :, None] / used[:, 1, None, None] - 1) ** 4
+        alpha = 255 * (2 * (1 - x - y) + 0.5).clamp(0, 1)
+        pixels, sizes = own.pixels.clone(), own.sizes.clone()
+        pixels[rows] = torch.cat([colour, alpha[:, None]], 1).round().to(torch.uint8)
+        sizes[rows] = used
+        return _Layers(pixels, sizes)
+
     def _paste(
         self,
         canvas: Tensor,
-        textures: Tensor,
+        layers: _Layers,
         placed: Tensor,
         look: Tensor,
         rows: Tensor,
         warp: bool,
     ) -> Tensor:
-        """Lay cut-outs over `canvas` [B, 3, N, N] in the given `rows`."""
+        """Lay cut-outs, one for each of the given `rows`, over `canvas` [B, 3, N, N]."""
         if len(rows) == 0:
             return canvas
         size = canvas.shape[-1]
-        sizes = self.bank.cutout_sizes[textures[rows]]
+        sizes = layers.sizes
         view = _scaling(sizes) @ torch.linalg.inv(placed[rows])
         bend = None
         if warp and self._uniform(1).item() < self.settings.warp:
@@ -284,7 +322,7 @@ class PairSynthesizer:
                 F.interpolate(coarse, (size, size), mode="bicubic")
                 * sizes.mean(1)[:, None, None, None]
             )
-        layer = _sample(self.bank.cutouts[textures[rows]], view, size, sizes, None, bend)
+        layer = _sample(layers.pixels, view, size, sizes, None, bend)
         colour, alpha = _recolour(layer[:, :3], look[rows]), layer[:, 3:] / 255
         hardness = 1 + 2 * self._uniform(len(rows))
         alpha = ((alpha - 0.5) * hardness[:, None, None, None] + 0.5).clamp(0, 1)
@@ -292,27 +330,32 @@ class PairSynthesizer:
         result[rows] = canvas[rows] + (colour - canvas[rows]) * alpha
         return result
 
-    def _distract(
-        self, search: Tensor, textures: Tensor, pasted: Tensor, box: Tensor, behind: bool
-    ) -> Tensor:
-        """Other objects near the target: `behind` it anywhere, else clear of it."""
+    def _distract(self, search: Tensor, own: _Layers, box: Tensor, behind: bool) -> Tensor:
+        """Other objects near the target: `behind` it anywhere, else clear of it. Some are `own`,
+        the target's likenesses, in other colours."""
         s = self.settings
         layers = max(1, s.max_distractors // 2)
         for _ in range(layers):
             rows = self._chance(len(search), s.distractors).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
-            copies = self._chance(len(rows), s.copies) & pasted[rows]
-            foreign = self._index(len(rows), len(self.bank.cutouts))
-            chosen = textures.clone()
-            chosen[rows] = torch.where(copies, textures[rows], foreign)
+            copies = self._chance(len(rows), s.copies)
+            layers = self._cutouts(self._index(len(rows), len(self.bank.cutouts)))
+            layers.pixels[copies] = own.pixels[rows[copies]]
+            layers.sizes[copies] = own.sizes[rows[copies]]
             side = box[rows, 2:].prod(1).sqrt()
             side = side * torch.exp(0.35 * self._normal(len(rows)))
-            reach = (0.55 if behind else 0.75) * (box[rows, 2:].amax(1) + side)
-            distance = reach + self._uniform(len(rows)) * 0.35 * s.search_size
+            root = _aspect(layers.sizes).sqrt()
+            extent = torch.stack([side * root, side / root], 1)
             angle = 2 * math.pi * self._uniform(len(rows))
-            center = box[rows, :2] + distance[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-            search = self._paste_upright(search, chosen, rows, center, side, 0.25)
+            direction = torch.stack([angle.cos(), angle.sin()], 1)
+            # As near as two boxes can be: much farther away nobody would confuse them, and few
+            # would be seen in the search region at all.
+            touching = 0.5 * (box[rows, 2:] + extent) / direction.abs().clamp_min(1e-3)
+            distance = (0.6 if behind else 1.0) * touching.amin(1)
+            distance = distance + self._uniform(len(rows)) * 0.15 * s.search_size
+            center = box[rows, :2] + distance[:, None] * direction
+            search = self._paste_upright(search, layers, rows, center, side, 0.18)
         return search
 
     def _occlude(self, search: Tensor, box: Tensor) -> Tensor:
@@ -320,7 +363,7 @@ class PairSynthesizer:
         rows = self._chance(len(search), self.settings.occlusion).nonzero()[:, 0]
         if len(rows) == 0:
             return search
-        textures = self._index(len(search), len(self.bank.cutouts))
+        layers = self._cutouts(self._index(len(rows), len(self.bank.cutouts)))
         side = box[rows, 2:].prod(1).sqrt() * (0.4 + 0.5 * self._uniform(len(rows)))
         angle = 2 * math.pi * self._uniform(len(rows))
         direction = torch.stack([angle.cos(), angle.sin()], 1)
@@ -328,19 +371,19 @@ class PairSynthesizer:
             box[rows, :2]
             + 0.5 * box[rows, 2:] * direction * (0.5 + 0.6 * self._uniform(len(rows)))[:, None]
         )
-        return self._paste_upright(search, textures, rows, center, side, 0.15)
+        return self._paste_upright(search, layers, rows, center, side, 0.15)
 
     def _paste_upright(
         self,
         canvas: Tensor,
-        textures: Tensor,
+        layers: _Layers,
         rows: Tensor,
         center: Tensor,
         side: Tensor,
         look: float,
     ) -> Tensor:
         """Paste with the given centres and sqrt areas, nearly upright, recoloured by `look`."""
-        aspect = _aspect(self.bank.cutout_sizes[textures[rows]])
+        aspect = _aspect(layers.sizes)
         aspect = aspect * torch.exp(0.15 * self._normal(len(rows)))
         flip = torch.where(self._chance(len(rows), 0.5), -1.0, 1.0)
         extent = torch.stack([aspect.sqrt() * flip, 1 / aspect.sqrt()], 1) * side[:, None]
@@ -353,7 +396,7 @@ class PairSynthesizer:
             @ _translation(half)
         )
         looks = self._look(len(canvas)) + look * self._normal(len(canvas), 6)
-        return self._paste(canvas, textures, placed, looks, rows, warp=False)
+        return self._paste(canvas, layers, placed, looks, rows, warp=False)
 
     # --- appearance -------------------------------------------------------------------------
 
