@@ -334,8 +334,7 @@ class PairSynthesizer:
         """Other objects near the target: `behind` it anywhere, else clear of it. Some are `own`,
         the target's likenesses, in other colours."""
         s = self.settings
-        layers = max(1, s.max_distractors // 2)
-        for _ in range(layers):
+        for _ in range(max(1, s.max_distractors // 2)):
             rows = self._chance(len(search), s.distractors).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
