@@ -17,7 +17,7 @@ from ostrack_ros.engines.candidates import with_kept_output  # noqa: E402
 from ostrack_ros.engines.models import load_model  # noqa: E402
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from ostrack_ros.engines.openvino import OpenVinoEngine  # noqa: E402
-from ostrack_ros.engines.spec import ModelSpec  # noqa: E402
+from ostrack_ros.engines.spec import EliminationSchedule, ModelSpec  # noqa: E402
 from ostrack_ros.network.checkpoint import sha256_of  # noqa: E402
 from ostrack_ros.network.export import export_checkpoint, export_network  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph  # noqa: E402
@@ -115,8 +115,11 @@ def test_a_file_can_be_asked_what_it_kept(
     assert np.abs(prediction.kept - kept[0].numpy()).sum() <= 2 * (loaded.spec.precision == "fp16")
 
 
-def test_a_network_without_elimination_has_no_answer(tmp_path: Path) -> None:
-    network = OSTrack(dataclasses.replace(get_variant("ostrack_tiny"), elimination=None))
+@pytest.mark.parametrize("schedule", [None, EliminationSchedule((1,), 1.0)])
+def test_a_network_without_elimination_has_no_answer(
+    tmp_path: Path, schedule: EliminationSchedule | None
+) -> None:
+    network = OSTrack(dataclasses.replace(get_variant("ostrack_tiny"), elimination=schedule))
     path = export_network(network, "fp32", tmp_path / "x.onnx", source="s", source_sha256="0")
     loaded = load_model(path)
     assert with_kept_output(loaded) is loaded

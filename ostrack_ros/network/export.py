@@ -105,7 +105,8 @@ def _write_onnx(graph: OSTrackGraph, variant: Variant, batch: int, path: Path) -
         torch.zeros(batch, size, size, 3, dtype=torch.uint8)
         for size in (variant.template_size, variant.search_size)
     )
-    names = [RESULT, SCORE_MAP, *([KEPT] if variant.elimination else [])]
+    eliminates = variant.elimination is not None and variant.elimination.keep_ratio < 1
+    names = [RESULT, SCORE_MAP, *([KEPT] if eliminates else [])]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(
@@ -119,7 +120,7 @@ def _write_onnx(graph: OSTrackGraph, variant: Variant, batch: int, path: Path) -
             external_data=False,
             verbose=False,
         )
-    if variant.elimination:
+    if eliminates:
         _hide_output(path, KEPT)
 
 

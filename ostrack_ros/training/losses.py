@@ -27,7 +27,7 @@ MIN_OVERLAP = 0.7
 @dataclass(frozen=True, slots=True)
 class Losses:
     """Scalars of one batch; `total` carries the gradient. `hit` is the share of present targets
-    whose score peak lies within one cell of the truth, `iou` the mean IoU at the true cell."""
+    whose score peak lies within one cell of the truth, `iou` the mean IoU of that peak's box."""
 
     total: Tensor
     focal: Tensor
