@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ostrack_ros.engines.contract import KEPT, optional_outputs
+from ostrack_ros.engines.contract import KEPT, kept_port
 from ostrack_ros.engines.models import Model
 
 # Field numbers of onnx.proto, all of the wire type "length-delimited" but the two varints.
@@ -35,7 +35,7 @@ def with_kept_output(model: Model) -> Model:
     """
     if _field(_NODE_OUTPUT, KEPT.encode()) not in model.content:
         return model
-    _, shape = optional_outputs(model.spec)[KEPT]
+    _, shape = kept_port(model.spec)
     dimensions = b"".join(
         _field(_SHAPE_DIMENSION, _number(_DIMENSION_VALUE, size)) for size in shape
     )

@@ -37,23 +37,24 @@ def expected_outputs(spec: ModelSpec) -> dict[str, Port]:
     }
 
 
-def optional_outputs(spec: ModelSpec) -> dict[str, Port]:
-    """What the graph of this sidecar may answer besides."""
-    return {KEPT: expected_outputs(spec)[SCORE_MAP]}
+def kept_port(spec: ModelSpec) -> Port:
+    """The output that the graph of this sidecar may have besides: one number for each cell."""
+    return expected_outputs(spec)[SCORE_MAP]
 
 
 def check_graph(
     path: Path, spec: ModelSpec, inputs: Mapping[str, Port], outputs: Mapping[str, Port]
 ) -> None:
     """Raise EngineError naming the first input or output that is not as the sidecar says."""
-    for kind, found, expected, optional in (
-        ("input", inputs, expected_inputs(spec), {}),
-        ("output", outputs, expected_outputs(spec), optional_outputs(spec)),
+    answers = expected_outputs(spec)
+    if KEPT in outputs:
+        answers[KEPT] = kept_port(spec)
+    for kind, found, expected in (
+        ("input", inputs, expected_inputs(spec)),
+        ("output", outputs, answers),
     ):
-        for name, port in {**expected, **optional}.items():
+        for name, port in expected.items():
             if name not in found:
-                if name in optional:
-                    continue
                 raise EngineError(
                     f"{path} has no {kind} {name!r}, only {', '.join(found) or 'none'}; "
                     "it is not a graph of `ostrack export` (docs/graph.md)"
@@ -63,7 +64,7 @@ def check_graph(
                     f"{kind} {name!r} of {path} is {_show(found[name])}, its sidecar says "
                     f"{_show(port)}; export the model again"
                 )
-        if extra := sorted(set(found) - set(expected) - set(optional)):
+        if extra := sorted(set(found) - set(expected)):
             raise EngineError(f"{path} has an unknown {kind} {extra[0]!r} (docs/graph.md)")
 
 

@@ -273,6 +273,7 @@ class PairSynthesizer:
     # --- layers -----------------------------------------------------------------------------
 
     def _cutouts(self, chosen: Tensor) -> _Layers:
+        """Copies of the `chosen` cut-outs, free to be drawn on."""
         return _Layers(self.bank.cutouts[chosen], self.bank.cutout_sizes[chosen])
 
     def _cut_targets(
@@ -295,10 +296,9 @@ class PairSynthesizer:
         x = (2 * steps[None, None, :] / used[:, 0, None, None] - 1) ** 4
         y = (2 * steps[None, :, None] / used[:, 1, None, None] - 1) ** 4
         alpha = 255 * (2 * (1 - x - y) + 0.5).clamp(0, 1)
-        pixels, sizes = own.pixels.clone(), own.sizes.clone()
-        pixels[rows] = torch.cat([colour, alpha[:, None]], 1).round().to(torch.uint8)
-        sizes[rows] = used
-        return _Layers(pixels, sizes)
+        own.pixels[rows] = torch.cat([colour, alpha[:, None]], 1).round().to(torch.uint8)
+        own.sizes[rows] = used
+        return own
 
     def _paste(
         self,
