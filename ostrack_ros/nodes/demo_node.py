@@ -39,6 +39,8 @@ from ostrack_ros.tracking.presence import TargetState
 
 _SILENCE_AT_END = 2.0
 _REMINDER_PERIOD = 10.0
+_ANSWER_TIME = 2.0
+"""Seconds after which a box without any track is sent again, for the newest image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ class DemoSettings:
 class DemoNode(Node):
     """Sends the init box for the first image and collects tracks and overlays until the end.
 
+    Images are best effort, so the tracker may have missed the first ones and refuse that box; until
+    a track comes, the box is sent again for newer images.
+
     `finished` becomes true when images have stopped coming after the first; `finish` then writes
     the files. Raises DemoError from the callbacks when nothing comes in time, or when the tracker
     reports an error.
@@ -86,8 +91,8 @@ class DemoNode(Node):
         self._overlay = OverlayRecorder(
             self._settings.output / "overlay.mp4", self._settings.rate, len(self._index)
         )
-        self._first: Header | None = None
-        self._initialised = False
+        self._newest: Header | None = None
+        self._initialised: float | None = None
         self._started = time.monotonic()
         self._last_image = self._started
         self._last_reminder = self._started
@@ -123,8 +128,7 @@ class DemoNode(Node):
                 f"not one of {self._clip.video}: does something else publish there?"
             )
         self._frames[_nanoseconds(message.header)] = frame
-        if self._first is None:
-            self._first = message.header
+        self._newest = message.header
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         tracker = self.resolve_topic_name("tracker")
@@ -134,24 +138,25 @@ class DemoNode(Node):
 
     def _advance(self) -> None:
         now = time.monotonic()
-        if not self._initialised:
+        overdue = self._initialised is not None and now - self._initialised > _ANSWER_TIME
+        if self._initialised is None or (overdue and not self._rows):
             self._initialise(now)
         self._take_tracks()
         self._take_overlays()
-        if self._initialised and now - self._last_image > _SILENCE_AT_END:
+        if self._initialised is not None and now - self._last_image > _SILENCE_AT_END:
             self.finished = True
 
     def _initialise(self, now: float) -> None:
         listening = self._init.get_subscription_count() > 0
-        if self._first is not None and listening:
-            frame = self._frames[_nanoseconds(self._first)]
+        if self._newest is not None and listening:
+            frame = self._frames[_nanoseconds(self._newest)]
             box = self._clip.init_box if frame == 0 else self._clip.truth[frame]
             message = InitBox(
-                header=self._first,
+                header=self._newest,
                 box=Box2D(center_x=box.cx, center_y=box.cy, size_x=box.width, size_y=box.height),
             )
             self._init.publish(message)
-            self._initialised = True
+            self._initialised = now
             _say(f"target: {self._clip.target}, {box}, drawn on frame {frame}")
             return
         missing = "the tracker to load its model" if not listening else "the first image"

@@ -29,6 +29,10 @@ from ostrack_ros.sources import FrameSource, SourceError, open_source
 
 Value = bool | int | float | str
 
+_MATCHING = 0.5
+"""Seconds between the writer's knowing of a reader and the first image: the reader drops what comes
+before it knows of the writer, and the middleware does not tell when that is."""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoSettings:
@@ -115,8 +119,10 @@ class VideoNode(Node):
         while not self._closing.is_set():
             found = self._images.get_subscription_count()
             if found + self._compressed.get_subscription_count() >= wanted:
-                return
+                break
             self._closing.wait(0.02)
+        if wanted:
+            self._closing.wait(_MATCHING)
 
     def _play(self) -> None:
         source = self._source
