@@ -44,7 +44,7 @@ ROSDEP_KEYS = {
     "yaml": "python3-yaml",
 }
 NO_ROSDEP_KEY = {"cuda", "onnx", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
-TORCH_ONLY = {"onnxscript", "safetensors", "scipy", "torch"}
+TORCH_ONLY = {"onnxscript", "safetensors", "scipy", "torch", "vtk", "vtkmodules"}
 """For export and training, which happen off the robot."""
 
 

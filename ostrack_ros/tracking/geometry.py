@@ -84,4 +84,5 @@ def iou(a: Box, b: Box) -> float:
     if not (a.is_valid and b.is_valid):
         return 0.0
     overlap = intersection(a, b)
-    return overlap / (a.area + b.area - overlap)
+    # A far corner is rounded, so that a thin box can overlap itself by more than its area.
+    return min(1.0, overlap / (a.area + b.area - overlap))
