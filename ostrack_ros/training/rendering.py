@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
 import re
 import sys
 import tempfile
@@ -28,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ostrack_ros.files import write_atomically
 from ostrack_ros.tracking.geometry import Box
-from ostrack_ros.training.images import picture_files, read_picture
+from ostrack_ros.training.footage import write_track
+from ostrack_ros.training.images import files_below, picture_files, read_picture
 
 Image = NDArray[np.uint8]
 
 _SUFFIXES = (".glb", ".gltf", ".obj")
+_LEAST_FRAMES = 5
 
 
 class MeshError(ValueError):
@@ -135,28 +135,26 @@ class Turntable:
             if path.suffix.lower() == ".obj":
                 importer = vtk.vtkOBJImporter()
                 importer.SetTexturePath(str(path.parent))
-                path, materials = _with_named_materials(path, Path(folder))
+                mesh, materials = _with_named_materials(path, Path(folder))
+                importer.SetFileName(str(mesh))
                 importer.SetFileNameMTL(str(materials))
             else:
                 importer = vtk.vtkGLTFImporter()
-            importer.SetFileName(str(path))
+                importer.SetFileName(str(path))
             importer.SetRenderWindow(self._window)
             importer.Update()
         if self._renderer.GetActors().GetNumberOfItems() == 0:
             self.close()
             raise MeshError(f"{path} is not a mesh that VTK can read")
 
-    def _actors(self) -> list[Any]:
-        actors = self._renderer.GetActors()
-        actors.InitTraversal()
-        return [actors.GetNextActor() for _ in range(actors.GetNumberOfItems())]
-
     def _mend_materials(self, culled: bool) -> None:
         """Many files give materials an ambient light or a metal shine that make them all white, or
         all black where there is nothing around to be mirrored. Where .obj files show a face from
         both sides, it is in them twice."""
-        for actor in self._actors():
-            material = actor.GetProperty()
+        actors = self._renderer.GetActors()
+        actors.InitTraversal()
+        for _ in range(actors.GetNumberOfItems()):
+            material = actors.GetNextActor().GetProperty()
             material.SetBackfaceCulling(culled)
             material.SetAmbient(0.15)
             material.SetDiffuse(0.85)
@@ -263,14 +261,6 @@ class _Camera:
         return np.asarray(seen, np.uint8)
 
 
-def mesh_files(folder: Path) -> list[Path]:
-    """Meshes below `folder`, through links too, in order."""
-    found = (
-        Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names
-    )
-    return sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
-
-
 def render_tracks(
     meshes: Sequence[Path],
     backgrounds: Sequence[Path],
@@ -301,7 +291,13 @@ def render_tracks(
                 tqdm.write(f"left out: {error}")
                 continue
             if len(frames) >= _LEAST_FRAMES:
-                _write(output / "tracks" / f"{mesh.stem}_{number:04d}", frames, random)
+                write_track(
+                    output / "tracks" / f"{mesh.stem}_{number:04d}",
+                    (
+                        (index, _encoded(image, random), box)
+                        for index, (image, box) in enumerate(frames, 1)
+                    ),
+                )
                 written += 1
     return written
 
@@ -344,18 +340,10 @@ def _draw_track(
     return list(TrackRenderer(settings, np.random.default_rng(seed)).draw(mesh, picture))
 
 
-_LEAST_FRAMES = 5
-
-
-def _write(folder: Path, frames: Sequence[tuple[Image, Box]], random: np.random.Generator) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = ["frame,x,y,w,h"]
-    for number, (image, box) in enumerate(frames, 1):
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(60, 95))]
-        encoded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]
-        write_atomically(folder / f"{number:05d}.jpg", encoded.tobytes())
-        rows.append(f"{number:05d},{box.x:.1f},{box.y:.1f},{box.width:.1f},{box.height:.1f}")
-    write_atomically(folder / "boxes.csv", "\n".join(rows) + "\n")
+def _encoded(image: Image, random: np.random.Generator) -> bytes:
+    """A JPEG file of RGB `image`, as good or bad as a camera's."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(60, 95))]
+    return cv2.imencode(".jpg", image[..., ::-1], quality)[1].tobytes()
 
 
 def _cropped(layer: Image) -> Image | None:
@@ -412,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=16, help="of a track; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args(arguments)
-    meshes = mesh_files(given.meshes)
+    meshes = files_below(given.meshes, _SUFFIXES)
     backgrounds = picture_files(given.backgrounds)
     for found, folder, kind in (
         (meshes, given.meshes, "meshes (.glb, .gltf, .obj)"),
