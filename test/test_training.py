@@ -17,11 +17,14 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from ostrack_ros.network.checkpoint import CheckpointError  # noqa: E402
 from ostrack_ros.network.head import Maps  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
-from ostrack_ros.network.variants import VARIANTS, Variant  # noqa: E402
+from ostrack_ros.network.variants import VARIANTS, Variant, get_variant  # noqa: E402
 from ostrack_ros.network.vit import Features  # noqa: E402
 from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
+from ostrack_ros.training.averaging import average_weights  # noqa: E402
+from ostrack_ros.training.averaging import main as average_command  # noqa: E402
 from ostrack_ros.training.calibration import FEATURES, fit_logistic  # noqa: E402
 from ostrack_ros.training.config import (  # noqa: E402
     ConfigError,
@@ -230,6 +233,57 @@ def test_weight_average_follows() -> None:
 
 fraction = st.floats(0.05, 0.5)
 position = st.floats(0.2, 0.8)
+
+
+def test_kept_weights_average_to_a_network(config: TrainingConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, steps=3, keep_every=1)
+    Trainer(config, torch.device("cpu")).run()
+    kept = sorted(Path(config.output).glob("weights_*.safetensors"))
+    assert [path.name for path in kept] == [f"weights_{step:06d}.safetensors" for step in (1, 2, 3)]
+    latest = load_file(Path(config.output) / WEIGHTS_FILE)
+    assert all(torch.equal(value, latest[key]) for key, value in load_file(kept[-1]).items())
+
+    output = tmp_path / "mean.safetensors"
+    assert average_command([str(output), *map(str, kept)]) == 0
+    mean, parts = load_file(output), [load_file(path) for path in kept]
+    assert mean.keys() == latest.keys()
+    moved = 0
+    for key, value in mean.items():
+        assert value.dtype == latest[key].dtype
+        if value.is_floating_point():
+            expected = torch.stack([part[key].double() for part in parts]).mean(0)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+            moved += int(not torch.equal(value, latest[key]))
+        else:
+            assert torch.equal(value, parts[0][key])
+    assert moved > 0
+    OSTrack(get_variant(config.variant)).load_state_dict(mean)
+
+
+def test_only_weights_of_one_network_are_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "a": {"x": torch.ones(2)},
+        "wider": {"x": torch.ones(3)},
+        "other": {"x": torch.ones(2), "y": torch.ones(1)},
+    }
+    for name, tensors in files.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="at least one"):
+        average_weights([])
+    for name, words in (
+        ("wider", r"x is \(3,\) and \(2,\)"),
+        ("other", "only one of them has y"),
+        ("missing", "there is no checkpoint"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            average_weights([tmp_path / "a.safetensors", tmp_path / f"{name}.safetensors"])
+    output = tmp_path / "mean.safetensors"
+    command = [str(output), str(tmp_path / "a.safetensors"), str(tmp_path / "wider.safetensors")]
+    assert average_command(command) == 1
+    assert "wider" in capsys.readouterr().err
+    assert not output.exists()
 
 
 @given(

@@ -31,6 +31,9 @@ class TrainingConfig:
 
     A `search_size` below the variant's trains on the middle of the search region, which is much
     cheaper; the positions at its border are then left to a later run.
+
+    Every `keep_every` steps (0: never) the averaged weights are kept under the step's number, for
+    `training.averaging`.
     """
 
     variant: str
@@ -62,6 +65,7 @@ class TrainingConfig:
     max_pictures: int = 20_000
     seed: int = 0
     checkpoint_every: int = 500
+    keep_every: int = 0
     log_every: int = 20
     validate_every: int = 0
     validation_data: str | None = None

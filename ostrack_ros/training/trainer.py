@@ -31,7 +31,7 @@ from ostrack_ros.training.schedule import (
     keep_ratio,
     learning_rate_factor,
 )
-from ostrack_ros.training.state import restore_state, save_state
+from ostrack_ros.training.state import restore_state, save_state, save_tensors
 from ostrack_ros.training.synthesis import PairBatch
 
 LOG_COLUMNS = ("step", "minutes", "rate", "keep", "total", "focal", "giou", "l1", "hit", "iou")
@@ -103,6 +103,8 @@ class Trainer:
                     sums = _Sums()
                 if progress.step % config.checkpoint_every == 0:
                     self._save()
+                if config.keep_every and progress.step % config.keep_every == 0:
+                    self._keep()
                 if validate and config.validate_every and not progress.step % config.validate_every:
                     validate(self.averaged(), progress.step)
         finally:
@@ -207,6 +209,11 @@ class Trainer:
             ],
         )
         bar.set_postfix(loss=f"{means[0]:.3f}", hit=f"{means[4]:.3f}", iou=f"{means[5]:.3f}")
+
+    def _keep(self) -> None:
+        """Leave the averaged weights of this step beside the latest ones."""
+        path = self.folder / f"weights_{self.progress.step:06d}.safetensors"
+        save_tensors(self.average.values, path)
 
     def _save(self) -> None:
         save_state(self.folder, self.network, self.average, self.optimizer, self.progress)
