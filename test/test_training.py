@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from ostrack_ros.network.checkpoint import CheckpointError  # noqa: E402
 from ostrack_ros.network.head import Maps  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
-from ostrack_ros.network.variants import VARIANTS, Variant, get_variant  # noqa: E402
+from ostrack_ros.network.variants import VARIANTS, Variant  # noqa: E402
 from ostrack_ros.network.vit import Features  # noqa: E402
 from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
 from ostrack_ros.training.averaging import average_weights  # noqa: E402
@@ -231,13 +231,9 @@ def test_weight_average_follows() -> None:
     assert average.values["weight"].item() == pytest.approx(3.0, abs=1e-3)
 
 
-fraction = st.floats(0.05, 0.5)
-position = st.floats(0.2, 0.8)
-
-
 def test_kept_weights_average_to_a_network(config: TrainingConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, steps=3, keep_every=1)
-    Trainer(config, torch.device("cpu")).run()
+    Trainer(config, CPU).run()
     kept = sorted(Path(config.output).glob("weights_*.safetensors"))
     assert [path.name for path in kept] == [f"weights_{step:06d}.safetensors" for step in (1, 2, 3)]
     latest = load_file(Path(config.output) / WEIGHTS_FILE)
@@ -257,7 +253,7 @@ def test_kept_weights_average_to_a_network(config: TrainingConfig, tmp_path: Pat
         else:
             assert torch.equal(value, parts[0][key])
     assert moved > 0
-    OSTrack(get_variant(config.variant)).load_state_dict(mean)
+    OSTrack(VARIANTS["toy"]).load_state_dict(mean)
 
 
 def test_only_weights_of_one_network_are_averaged(
@@ -284,6 +280,10 @@ def test_only_weights_of_one_network_are_averaged(
     assert average_command(command) == 1
     assert "wider" in capsys.readouterr().err
     assert not output.exists()
+
+
+fraction = st.floats(0.05, 0.5)
+position = st.floats(0.2, 0.8)
 
 
 @given(

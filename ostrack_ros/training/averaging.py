@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ostrack_ros.network.checkpoint import CheckpointError, read_weights
@@ -59,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("weights", type=Path, nargs="+", help="files of networks of one variant")
     arguments = parser.parse_args(argv)
     try:
-        with torch.no_grad():
-            means = average_weights(arguments.weights)
+        means = average_weights(arguments.weights)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
