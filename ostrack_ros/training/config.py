@@ -29,6 +29,9 @@ class TrainingConfig:
     A `teacher`, weights of a network of `teacher_variant`, sees the same pairs; the trained network
     imitates its score map (`teacher_weight`) and its search features (`teacher_features`).
 
+    `replay` is a file of pairs that a model met while tracking (`training.replay`); `replay_share`
+    of every batch are drawn from it.
+
     A `search_size` below the variant's trains on the middle of the search region, which is much
     cheaper; the positions at its border are then left to a later run.
 
@@ -73,6 +76,8 @@ class TrainingConfig:
     teacher_variant: str | None = None
     teacher_weight: float = 1.0
     teacher_features: float = 0.0
+    replay: str | None = None
+    replay_share: float = 0.25
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
 
 
@@ -132,6 +137,8 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
         raise ConfigError(
             f"freeze_blocks is {config.freeze_blocks}, {variant.name} has {variant.depth} blocks"
         )
+    if not 0 <= config.replay_share <= 1:
+        raise ConfigError(f"replay_share is {config.replay_share}, expected a share in [0, 1]")
     if config.teacher is not None:
         _check_teacher(config, variant)
     return config

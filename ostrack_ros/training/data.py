@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD
 from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.images import ImageBank, load_bank
+from ostrack_ros.training.replay import Replay, mixed
 from ostrack_ros.training.synthesis import PairBatch, PairSynthesizer
 
 HELD_OUT_EVERY = 20
@@ -21,8 +22,11 @@ HELD_OUT_EVERY = 20
 class _Pairs(IterableDataset[PairBatch]):
     """An endless stream of batches; every worker draws its own."""
 
-    def __init__(self, bank: ImageBank, config: TrainingConfig, seed: int) -> None:
+    def __init__(
+        self, bank: ImageBank, replay: Replay | None, config: TrainingConfig, seed: int
+    ) -> None:
         self._bank = bank
+        self._replay = replay
         self._config = config
         self._seed = seed
 
@@ -33,16 +37,25 @@ class _Pairs(IterableDataset[PairBatch]):
         generator = torch.Generator(self._bank.photos.device)
         generator.manual_seed(self._seed * 1009 + (worker.id if worker else 0))
         synthesizer = PairSynthesizer(self._bank, self._config.synthesis, generator)
+        replay, count = self._replay, self._config.batch_size
+        replayed = round(count * self._config.replay_share) if replay else 0
         while True:
-            yield synthesizer.draw(self._config.batch_size)
+            if replay is None or replayed == 0:
+                yield synthesizer.draw(count)
+            elif replayed == count:
+                yield replay.draw(count, generator)
+            else:
+                drawn = synthesizer.draw(count - replayed)
+                yield mixed(drawn, replay.draw(replayed, generator))
 
 
 def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iterator[PairBatch]:
     """Endless batches on `device`. `seed` should differ after a resume, or the pairs repeat."""
     bank, _ = training_banks(config)
+    replay = _replay(config)
     if device.type == "cuda":
-        return iter(_Pairs(bank.to(device), config, seed))
-    pairs = _Pairs(bank, config, seed)
+        return iter(_Pairs(bank.to(device), replay and replay.to(device), config, seed))
+    pairs = _Pairs(bank, replay, config, seed)
     if config.workers == 0:
         return iter(pairs)
     return iter(DataLoader(pairs, batch_size=None, num_workers=config.workers, prefetch_factor=4))
@@ -52,6 +65,13 @@ def training_banks(config: TrainingConfig) -> tuple[ImageBank, ImageBank]:
     """What to train on, and what training never sees (for the calibration of presence)."""
     bank = load_bank(map(Path, config.banks), config.patches, config.seed, config.max_pictures)
     return bank.split(HELD_OUT_EVERY)
+
+
+def _replay(config: TrainingConfig) -> Replay | None:
+    if config.replay is None:
+        return None
+    sizes = config.synthesis.template_size, config.synthesis.search_size
+    return Replay(Path(config.replay), *sizes)
 
 
 def normalise(images: Tensor) -> Tensor:
