@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -341,3 +342,21 @@ def test_calibration_writes_what_held_out_clips_say(model: Path, config_file: Pa
     assert after.features == calibration.FEATURES
     assert "6 drawn and " in after.source
     assert "real clips of held-out pictures" in after.source
+
+
+@pytest.mark.parametrize("command", [following.main, calibration.main])
+def test_what_cannot_be_started_is_said_in_words(
+    command: Callable[[list[str]], int],
+    model: Path,
+    config_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = ["pairs.safetensors"] if command is following.main else []
+    missing = str(config_file.parent / "missing")
+    for arguments, complaint in (
+        ([missing + ".onnx", str(config_file)], "there is no file"),
+        ([str(model), missing], "cannot read"),
+        ([str(model), str(config_file), "--banks", missing], "there is no image bank"),
+    ):
+        assert command([*arguments[:2], *output, *arguments[2:]]) == 1
+        assert complaint in capsys.readouterr().err

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ostrack_ros.engines.base import Engine
+from ostrack_ros.engines.base import Engine, EngineError
 from ostrack_ros.engines.models import resolve_model
 from ostrack_ros.engines.select import create_engine
 from ostrack_ros.engines.spec import ModelSpec, PresenceCalibration, sidecar_path
@@ -87,16 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--banks", nargs="+", help="image banks instead of the configured ones")
     parser.add_argument("--clips", type=int, default=250, help="drawn clips (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    config = load_config(arguments.config)
-    if arguments.banks:
-        config = dataclasses.replace(config, banks=tuple(arguments.banks))
-    model = resolve_model(arguments.model)
-    spec = ModelSpec.load(model)
-    _, held_out = training_banks(config)
+    try:
+        config = load_config(arguments.config)
+        if arguments.banks:
+            config = dataclasses.replace(config, banks=tuple(arguments.banks))
+        model = resolve_model(arguments.model)
+        spec = ModelSpec.load(model)
+        _, held_out = training_banks(config)
+        engine = create_engine(model)
+    except (ValueError, EngineError) as error:
+        print(error, file=sys.stderr)
+        return 1
     maker = ClipMaker(held_out, ClipSettings(), np.random.default_rng(1))
     recorded = list(recorded_clips(held_out))
     drawn = (maker.draw() for _ in range(arguments.clips))
-    features, right = collect(create_engine(model), chain(recorded, drawn))
+    features, right = collect(engine, chain(recorded, drawn))
     source = (
         f"{len(right)} frames of {arguments.clips} drawn and {len(recorded)} real clips of "
         f"held-out pictures, {right.mean():.1%} right"

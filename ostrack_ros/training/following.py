@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ostrack_ros.engines.base import Engine, Prediction
+from ostrack_ros.engines.base import Engine, EngineError, Prediction
 from ostrack_ros.engines.models import resolve_model
 from ostrack_ros.engines.select import create_engine
 from ostrack_ros.engines.spec import ModelSpec
@@ -182,12 +182,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--below", type=float, default=POOR_OVERLAP, help="keep boxes whose IoU is")
     parser.add_argument("--limit", type=int, default=6000, help="pairs to keep at most")
     arguments = parser.parse_args(argv)
-    config = load_config(arguments.config)
-    if arguments.banks:
-        config = dataclasses.replace(config, banks=tuple(arguments.banks))
-    bank, _ = training_banks(config)
+    try:
+        config = load_config(arguments.config)
+        if arguments.banks:
+            config = dataclasses.replace(config, banks=tuple(arguments.banks))
+        bank, _ = training_banks(config)
+        engine = create_engine(resolve_model(arguments.model))
+    except (ValueError, EngineError) as error:
+        print(error, file=sys.stderr)
+        return 1
     maker = ClipMaker(bank, ClipSettings(), np.random.default_rng(config.seed))
-    engine = create_engine(resolve_model(arguments.model))
     clips = chain(recorded_clips(bank), (maker.draw() for _ in range(arguments.clips)))
     kept: list[Sight] = []
     seen = 0
