@@ -12,16 +12,23 @@ torch = pytest.importorskip("torch", reason="the network needs torch (requiremen
 onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from seeded_weights import seeded_state  # noqa: E402
+from synthetic_model import write_red_blob_model  # noqa: E402
 
 from ostrack_ros.engines.candidates import with_kept_output  # noqa: E402
 from ostrack_ros.engines.models import load_model  # noqa: E402
 from ostrack_ros.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from ostrack_ros.engines.openvino import OpenVinoEngine  # noqa: E402
 from ostrack_ros.engines.spec import EliminationSchedule, ModelSpec  # noqa: E402
-from ostrack_ros.network.checkpoint import sha256_of  # noqa: E402
+from ostrack_ros.network.checkpoint import (  # noqa: E402
+    CheckpointError,
+    load_network,
+    read_weights,
+    sha256_of,
+)
 from ostrack_ros.network.export import export_checkpoint, export_network  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack, OSTrackGraph  # noqa: E402
 from ostrack_ros.network.variants import get_variant  # noqa: E402
+from ostrack_ros.training.averaging import average_weights  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +173,33 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, network: OSTrack) -> Non
     with pytest.raises(ValueError, match="batch is 0"):
         export_network(network, "fp32", tmp_path / "x.onnx", source="s", source_sha256="0", batch=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_model_comes_back_as_the_network(model: Path, network: OSTrack) -> None:
+    """So that a shipped model, of which there is no checkpoint, can be trained further."""
+    half = ModelSpec.load(model).precision == "fp16"
+    restored = OSTrack(network.variant).eval()
+    load_network(restored, read_weights(model))
+    template, search = (torch.from_numpy(image)[None] for image in random_pair(5))
+    with torch.no_grad():
+        expected = OSTrackGraph(network, "fp32").eval()(template, search)
+        found = OSTrackGraph(restored, "fp32").eval()(template, search)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=2e-2 if half else 1e-5)
+    kept, given = restored.state_dict(), network.state_dict()
+    for key in ("backbone.patch_embed.proj.weight", "backbone.blocks.3.attn.qkv.weight"):
+        assert torch.allclose(kept[key], given[key], rtol=2e-3 if half else 1e-5, atol=1e-4), key
+
+
+def test_what_is_no_exported_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.onnx").write_text("not a model")
+    with pytest.raises(CheckpointError, match="not an ONNX file"):
+        read_weights(tmp_path / "words.onnx")
+    write_red_blob_model(tmp_path / "blob.onnx")
+    with pytest.raises(CheckpointError, match="not an OSTrack network that this package exported"):
+        read_weights(tmp_path / "blob.onnx")
+
+
+def test_weights_of_exported_models_are_not_averaged(model: Path) -> None:
+    with pytest.raises(CheckpointError, match="is an exported model"):
+        average_weights([model, model])

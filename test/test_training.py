@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -16,8 +17,13 @@ pytest.importorskip("matplotlib", reason="training needs matplotlib (requirement
 from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from seeded_weights import seeded_state  # noqa: E402
 
-from ostrack_ros.network.checkpoint import CheckpointError  # noqa: E402
+from ostrack_ros.network.checkpoint import (  # noqa: E402
+    CheckpointError,
+    load_network,
+    read_weights,
+)
 from ostrack_ros.network.head import Maps  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
 from ostrack_ros.network.variants import VARIANTS, Variant  # noqa: E402
@@ -36,6 +42,7 @@ from ostrack_ros.training.data import pair_stream  # noqa: E402
 from ostrack_ros.training.initialise import (  # noqa: E402
     initialise_from_dinov2,
     initialise_from_network,
+    settle_norms,
 )
 from ostrack_ros.training.losses import (  # noqa: E402
     Losses,
@@ -486,3 +493,50 @@ def test_torch_engine_speaks_the_engine_interface() -> None:
     prediction = engine.infer(template, np.full((192, 192, 3), 90, np.uint8))
     assert prediction.score_map.shape == (12, 12)
     assert 0 < prediction.width < 1
+
+
+@pytest.fixture
+def exported(config: TrainingConfig, tmp_path: Path) -> Path:
+    """A toy network with norms that do something, as the ONNX file that a user has of it."""
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    from ostrack_ros.network.export import export_network
+
+    network = OSTrack(VARIANTS["toy"]).eval()
+    network.load_state_dict(seeded_state(network, seed=5))
+    path = tmp_path / "toy.onnx"
+    return export_network(network, "fp16", path, source="toy", source_sha256="0" * 64)
+
+
+def test_settled_norms_change_nothing_in_training_either(exported: Path) -> None:
+    network = OSTrack(VARIANTS["toy"])
+    load_network(network, read_weights(exported))
+    generator = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(16, 3, s, s, generator=generator) for s in (128, 128)]
+
+    def difference() -> float:
+        with torch.no_grad():
+            evaluated = network.eval()(*inputs).maps
+            trained = copy.deepcopy(network).train()(*inputs).maps
+        return float((evaluated.size - trained.size).abs().max())
+
+    before = difference()
+    with torch.no_grad():
+        expected = network.eval()(*inputs).maps.score
+    settle_norms(network, [(inputs[0], inputs[1])])
+    assert difference() < 1e-4 < 10 * before
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(*inputs).maps.score, expected, atol=1e-4)
+
+
+def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exported: Path) -> None:
+    still = dataclasses.replace(
+        config, initialise=str(exported), steps=1, backbone_rate=0.0, head_rate=0.0
+    )
+    Trainer(still, CPU).run()
+    left = load_file(Path(config.output) / WEIGHTS_FILE)
+    given = read_weights(exported)
+    for key in ("backbone.blocks.0.mlp.fc1.weight", "box_head.conv5_size.weight"):
+        assert torch.allclose(left[key], given[key], atol=1e-6), key
+    assert not torch.allclose(
+        left["box_head.conv2_size.1.running_mean"], torch.zeros(()), atol=1e-6
+    )

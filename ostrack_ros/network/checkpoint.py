@@ -40,8 +40,8 @@ class _Inert:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The network's tensors, on the CPU, from a published `.pth.tar` (its `net` entry) or from a
-    `.safetensors` file of our own training.
+    """The network's tensors, on the CPU, from a published `.pth.tar` (its `net` entry), from a
+    `.safetensors` file of our own training, or from an exported `.onnx` (see `read_exported`).
 
     Raises CheckpointError saying what the file is instead. No code named in the file is imported
     or called.
@@ -53,6 +53,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except Exception as error:  # the library's own error type is not public
             raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    if path.suffix == ".onnx":
+        from ostrack_ros.network.restoring import read_exported  # onnx, which not all need
+
+        try:
+            return read_exported(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     content = _load_tensors_only(path)
     weights = content.get("net") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights:

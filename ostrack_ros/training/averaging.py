@@ -26,6 +26,12 @@ def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
     """
     if not paths:
         raise ValueError("there are no weights to average: name at least one file")
+    for path in paths:
+        if path.suffix == ".onnx":
+            raise CheckpointError(
+                f"{path} is an exported model: its batch norms are in its convolutions, whose mean "
+                "with other weights would be no network; average .safetensors files"
+            )
     first = read_weights(paths[0])
     sums = {key: value.double() for key, value in first.items() if value.is_floating_point()}
     for path in paths[1:]:

@@ -25,7 +25,8 @@ class TrainingConfig:
     constant until `decay_from` (a share of the run), then linear down to `final_rate` of the peak.
     Candidate elimination is off until `elimination_from` and reaches the variant's own keep ratio
     at `elimination_full`. `initialise` is a DINOv2 backbone (.npz) or weights of a network of
-    `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks.
+    `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks;
+    weights are what a training left (.safetensors) or an exported model (.onnx).
     A `teacher`, weights of a network of `teacher_variant`, sees the same pairs; the trained network
     imitates its score map (`teacher_weight`) and its search features (`teacher_features`).
 

@@ -1,13 +1,13 @@
-"""Starting points for training: a DINOv2 backbone, or a larger network trained here."""
+"""Starting points for training: a DINOv2 backbone, or a network trained here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostrack_ros.network.ostrack import OSTrack
@@ -84,6 +84,44 @@ def initialise_from_network(
     own.update(fitting)
     network.load_state_dict(own)
     return len(fitting)
+
+
+@torch.no_grad()
+def settle_norms(network: OSTrack, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Give batch norms that change nothing (see `network.restoring`) what they see on `inputs`,
+    pairs of normalised templates and search regions [B, 3, H, W].
+
+    Afterwards they still change nothing when evaluating, and hardly anything when training, where
+    they normalise by the batch at hand.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    seen: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+    hooks = [
+        norm.register_forward_pre_hook(lambda module, args: seen[module].append(_moments(args[0])))
+        for norm in norms
+    ]
+    training = network.training
+    network.eval()
+    for template, search in inputs:
+        network(template, search)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        mean, square = torch.stack(seen[norm]).mean(0)
+        variance = (square - mean**2).clamp_min(0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+
+
+def _moments(values: Tensor) -> Tensor:
+    """Mean and mean square of every channel: [2, C]."""
+    values = values.double()
+    return torch.stack([values.mean((0, 2, 3)), (values**2).mean((0, 2, 3))])
 
 
 def _convert_block(block: dict[str, Tensor]) -> dict[str, Tensor]:

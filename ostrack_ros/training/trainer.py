@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from ostrack_ros.network.variants import get_variant
 from ostrack_ros.network.vit import Features
 from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.data import normalise, pair_stream
-from ostrack_ros.training.initialise import initialise_from_dinov2, initialise_from_network
+from ostrack_ros.training.initialise import (
+    initialise_from_dinov2,
+    initialise_from_network,
+    settle_norms,
+)
 from ostrack_ros.training.losses import (
     Losses,
     feature_imitation,
@@ -35,6 +39,8 @@ from ostrack_ros.training.state import restore_state, save_state, save_tensors
 from ostrack_ros.training.synthesis import PairBatch
 
 LOG_COLUMNS = ("step", "minutes", "rate", "keep", "total", "focal", "giou", "l1", "hit", "iou")
+
+SETTLING_BATCHES = 12
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +92,8 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         batches = pair_stream(config, self.device, seed=config.seed + progress.step)
+        if progress.step == 0 and (config.initialise or "").endswith(".onnx"):
+            self._settle(batches)
         step = torch.compile(self._losses) if config.compile else self._losses
         bar = tqdm(
             total=None if config.minutes else config.steps, initial=progress.step, unit="step"
@@ -171,6 +179,16 @@ class Trainer:
                 self.network, read_weights(path), source, self.config.initialise_blocks
             )
             logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
+
+    def _settle(self, batches: Iterator[PairBatch]) -> None:
+        """An exported network's norms must first be shown what they normalise."""
+        pairs = (next(batches) for _ in range(SETTLING_BATCHES))
+        device = self.device
+        settle_norms(
+            self.network,
+            ((normalise(p.template.to(device)), normalise(p.search.to(device))) for p in pairs),
+        )
+        self.average = WeightAverage(self.network, self.config.ema_decay)
 
     def _freeze(self) -> None:
         count = self.config.freeze_blocks
