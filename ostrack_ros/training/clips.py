@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from ostrack_ros.training.images import ImageBank
 
 _EDGE = 0.08
+"""Where targets turn back, as a share of the frame's side."""
+
 _INERTIA = 0.85
+"""Share of its velocity that something keeps from frame to frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,9 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Actor:
-    """A cut-out on its way: per frame its centre [T, 2] in pixels, size [T], aspect [T], angle [T]
-    in radians."""
+    """A cut-out on its way: per frame its centre [T, 2] in pixels, size (sqrt of its area) [T],
+    aspect [T] and angle [T] in radians. `pixels` uint8 RGBA [h, w, 4], its outline `hull` [P, 2] in
+    them; `gain` [3] multiplies its colours."""
 
     pixels: NDArray[np.uint8]
     hull: NDArray[np.float64]
@@ -105,20 +109,21 @@ class ClipMaker:
         """One clip of a cut-out that moves, grows, turns and changes its outline before a picture,
         among others, sometimes hidden and sometimes gone."""
         s, rng = self._settings, self._rng
-        target = self._actor(int(rng.integers(len(self._bank.cutouts))))
+        target = self._actor()
         behind: list[_Actor] = []
         if rng.random() < s.stranger:
-            behind.append(self._actor(int(rng.integers(len(self._bank.cutouts)))))
+            behind.append(self._actor())
         if rng.random() < s.lookalike:
             behind.append(self._lookalike(target))
         before = [self._crossing(target)] if rng.random() < s.occluder else []
         absent = self._absence()
-        places = self._walk(np.zeros(2), s.camera * s.side, 3 * s.camera * s.side)
+        middle = np.full(2, s.side / 2)
+        shifts = self._walk(middle, s.camera * s.side, 3 * s.camera * s.side) - middle
         picture = int(rng.integers(len(self._bank.photos)))
         zoom = rng.uniform(0.5, 0.9)
         frames, boxes = [], np.full((s.frames, 4), np.nan)
         for index in range(s.frames):
-            canvas = self._background(picture, places[index], zoom)
+            canvas = self._background(picture, shifts[index], zoom)
             for actor in behind:
                 actor.draw(canvas, index)
             if not absent[index]:
@@ -130,8 +135,10 @@ class ClipMaker:
             frames.append(canvas.round().clip(0, 255).astype(np.uint8))
         return Clip(frames, boxes)
 
-    def _actor(self, cutout: int, gain: NDArray[np.float64] | None = None) -> _Actor:
+    def _actor(self) -> _Actor:
+        """Any cut-out on a way of its own."""
         s, rng = self._settings, self._rng
+        cutout = int(rng.integers(len(self._bank.cutouts)))
         width, height = (int(v) for v in self._bank.cutout_sizes[cutout])
         pixels = self._bank.cutouts[cutout, :, :height, :width].permute(1, 2, 0).cpu().numpy()
         size = s.side * math.exp(rng.uniform(math.log(s.smallest), math.log(s.largest)))
@@ -143,42 +150,34 @@ class ClipMaker:
             sizes=self._drift(size, s.growth),
             aspects=self._drift(float(np.clip(width / height, 0.2, 5.0)), s.stretch),
             angles=np.cumsum(rng.normal(0, math.radians(s.turn), s.frames)),
-            gain=np.exp(rng.normal(0, 0.1, 3)) if gain is None else gain,
+            gain=np.exp(rng.normal(0, 0.1, 3)),
         )
 
     def _lookalike(self, target: _Actor) -> _Actor:
         """The target's own picture, in nearly its own colours, on a way across the target's."""
-        twin = self._crossing(target)
-        gain = target.gain * np.exp(self._rng.normal(0, 0.15, 3))
-        return _Actor(
-            target.pixels,
-            target.hull,
-            twin.centers,
-            self._drift(float(target.sizes[0]), self._settings.growth),
-            self._drift(float(target.aspects[0]), self._settings.stretch),
-            twin.angles,
-            gain,
+        s = self._settings
+        return replace(
+            self._crossing(target),
+            pixels=target.pixels,
+            hull=target.hull,
+            sizes=self._drift(float(target.sizes[0]), s.growth),
+            aspects=self._drift(float(target.aspects[0]), s.stretch),
+            gain=target.gain * np.exp(self._rng.normal(0, 0.15, 3)),
         )
 
     def _crossing(self, target: _Actor) -> _Actor:
         """Some cut-out that moves straight across the target's place in some frame."""
         s, rng = self._settings, self._rng
-        actor = self._actor(int(rng.integers(len(self._bank.cutouts))))
         meeting = int(rng.integers(s.frames // 4, s.frames))
         direction = rng.uniform(0, 2 * math.pi)
         pace = target.sizes[0] * rng.uniform(0.1, 0.4)
         step = pace * np.array([math.cos(direction), math.sin(direction)])
         aside = rng.normal(0, 0.3 * target.sizes[0], 2)
         times = np.arange(s.frames)[:, None] - meeting
-        sizes = np.full(s.frames, target.sizes[0] * rng.uniform(0.5, 1.0))
-        return _Actor(
-            actor.pixels,
-            actor.hull,
-            target.centers[meeting] + aside + times * step,
-            sizes,
-            actor.aspects,
-            actor.angles,
-            actor.gain,
+        return replace(
+            self._actor(),
+            centers=target.centers[meeting] + aside + times * step,
+            sizes=np.full(s.frames, target.sizes[0] * rng.uniform(0.5, 1.0)),
         )
 
     def _absence(self) -> NDArray[np.bool_]:
@@ -209,13 +208,13 @@ class ClipMaker:
         return start * np.exp(np.cumsum(steps))
 
     def _background(
-        self, picture: int, place: NDArray[np.float64], zoom: float
+        self, picture: int, shift: NDArray[np.float64], zoom: float
     ) -> NDArray[np.float32]:
         s = self._settings
         width, height = (int(v) for v in self._bank.photo_sizes[picture])
         photo = self._bank.photos[picture, :, :height, :width].permute(1, 2, 0).cpu().numpy()
         scale = s.side / (zoom * min(width, height))
-        middle = np.array([s.side, s.side]) / 2 - scale * np.array([width, height]) / 2 + place
+        middle = np.array([s.side, s.side]) / 2 - scale * np.array([width, height]) / 2 + shift
         view = np.array([[scale, 0, middle[0]], [0, scale, middle[1]]])
         seen = cv2.warpAffine(
             np.ascontiguousarray(photo), view, (s.side, s.side), borderMode=cv2.BORDER_REFLECT
