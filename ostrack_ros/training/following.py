@@ -172,14 +172,16 @@ def _stacked(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m ostrack_ros.training.replay", description=__doc__.partition("\n")[0]
+        prog="python -m ostrack_ros.training.following", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("model", help="shipped name or path to .onnx")
     parser.add_argument("config", type=Path, help="the configuration that will train on the pairs")
     parser.add_argument("output", type=Path, help="file to write (.safetensors)")
     parser.add_argument("--banks", nargs="+", help="image banks instead of the configured ones")
     parser.add_argument("--clips", type=int, default=500, help="drawn clips (default: %(default)s)")
-    parser.add_argument("--below", type=float, default=POOR_OVERLAP, help="keep boxes whose IoU is")
+    parser.add_argument(
+        "--below", type=float, default=POOR_OVERLAP, help="IoU of a poor box (default: %(default)s)"
+    )
     parser.add_argument("--limit", type=int, default=6000, help="pairs to keep at most")
     arguments = parser.parse_args(argv)
     try:
