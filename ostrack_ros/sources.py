@@ -194,7 +194,7 @@ def open_source(source: str | Path, rate: float | None = None) -> FrameSource:
 def image_paths(folder: Path) -> tuple[Path, ...]:
     """The image files directly in `folder`, in natural order."""
     paths = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return tuple(sorted(paths, key=_natural_key))
+    return tuple(sorted(paths, key=natural_key))
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -210,7 +210,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return _as_bgr(pixels)
 
 
-def _natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
+def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which 9.jpg comes before 10.jpg."""
     parts: list[tuple[int, int, str]] = []
     digits = ""
     for character in path.name + "\0":

@@ -131,11 +131,17 @@ def _absorb_normalisation(network: OSTrack) -> None:
     them by 255 would not.
     """
     projection = network.backbone.patch_embed.proj
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
+    slope, offset = fp16_normalisation()
     weight = projection.weight.double()
     bias = projection.bias
     assert bias is not None
-    shift = (weight * ((128 / 255 - mean) / std)).sum(dim=(1, 2, 3))
-    bias.copy_((bias.double() + shift).float())
-    projection.weight.copy_((weight * (128 / 255 / std)).float())
+    bias.copy_((bias.double() + (weight * offset).sum(dim=(1, 2, 3))).float())
+    projection.weight.copy_((weight * slope).float())
+
+
+def fp16_normalisation() -> tuple[Tensor, Tensor]:
+    """Slope and offset, float64 [1, 3, 1, 1]: the normalised value of an input x = (u8 - 128) / 128
+    of an fp16 graph is slope * x + offset."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
+    return 128 / 255 / std, (128 / 255 - mean) / std

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from ostrack_ros.engines.spec import IMAGENET_MEAN, IMAGENET_STD
+from ostrack_ros.network.ostrack import fp16_normalisation
 
 _PREFIX = "inner.network."
 _PATCHES = "backbone.patch_embed.proj"
@@ -69,12 +69,10 @@ def _linear_weights(
 
 def _restore_normalisation(weights: dict[str, Tensor]) -> None:
     """Let the patch embedding expect normalised images again, see `_absorb_normalisation`."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(1, 3, 1, 1)
-    weight = weights[f"{_PATCHES}.weight"].double() / (128 / 255 / std)
-    shift = (weight * ((128 / 255 - mean) / std)).sum(dim=(1, 2, 3))
+    slope, offset = fp16_normalisation()
+    weight, bias = weights[f"{_PATCHES}.weight"].double() / slope, weights[f"{_PATCHES}.bias"]
     weights[f"{_PATCHES}.weight"] = weight.float()
-    weights[f"{_PATCHES}.bias"] = (weights[f"{_PATCHES}.bias"].double() - shift).float()
+    weights[f"{_PATCHES}.bias"] = (bias.double() - (weight * offset).sum(dim=(1, 2, 3))).float()
 
 
 def _idle_norm(name: str, channels: int) -> dict[str, Tensor]:

@@ -88,9 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=250, help="drawn clips (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
-        config = load_config(arguments.config)
-        if arguments.banks:
-            config = dataclasses.replace(config, banks=tuple(arguments.banks))
+        config = load_config(arguments.config, arguments.banks)
         model = resolve_model(arguments.model)
         spec = ModelSpec.load(model)
         _, held_out = training_banks(config)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ class TrainingConfig:
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
 
 
-def load_config(path: Path) -> TrainingConfig:
-    """Read a configuration; relative paths in it are taken from the current directory.
+def load_config(path: Path, banks: Sequence[str] | None = None) -> TrainingConfig:
+    """Read a configuration, with other `banks` than its own if any are given; relative paths in it
+    are taken from the current directory.
 
     Raises ConfigError for unreadable files and for unknown, missing or mistyped entries.
     """
@@ -96,9 +98,10 @@ def load_config(path: Path) -> TrainingConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold entries `name: value`")
     try:
-        return make_config(values)
+        config = make_config(values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    return replace(config, banks=tuple(banks)) if banks else config
 
 
 def make_config(values: dict[str, Any]) -> TrainingConfig:

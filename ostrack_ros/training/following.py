@@ -10,7 +10,6 @@ batches from there (after DAgger, Ross et al., AISTATS 2011: learn where one's o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -185,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=6000, help="pairs to keep at most")
     arguments = parser.parse_args(argv)
     try:
-        config = load_config(arguments.config)
-        if arguments.banks:
-            config = dataclasses.replace(config, banks=tuple(arguments.banks))
+        config = load_config(arguments.config, arguments.banks)
         bank, _ = training_banks(config)
         engine = create_engine(resolve_model(arguments.model))
     except (ValueError, EngineError) as error:

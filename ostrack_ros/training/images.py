@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ostrack_ros.sources import natural_key
 from ostrack_ros.training.recordings import find_recordings
 
 PHOTO_SIDE = 448
@@ -276,16 +277,11 @@ def _add_recordings(
 
 def _add_track(collector: _Collector, table: Path, number: int) -> None:
     frames = {path.stem: path for path in picture_files(table.parent)}
-    for name, boxes in sorted(_read_boxes(table).items(), key=_in_time):
+    rows = _read_boxes(table)
+    for name in sorted(rows, key=lambda name: natural_key(Path(name))):
         path = frames.get(Path(name).stem) or frames.get(f"{name:0>5}")
         if path is not None and (image := read_picture(path)) is not None:
-            collector.add_photo(image, boxes[:1], number)
-
-
-def _in_time(row: tuple[str, object]) -> tuple[bool, int, str]:
-    """Sort key of a table's rows: by number, since "10" comes after "9", and then by name."""
-    stem = Path(row[0]).stem
-    return (not stem.isdecimal(), int(stem) if stem.isdecimal() else 0, stem)
+            collector.add_photo(image, rows[name][:1], number)
 
 
 def _add_patches(collector: _Collector, count: int, rng: np.random.Generator) -> None:
