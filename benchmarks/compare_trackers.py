@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ostrack_ros.evaluation.datasets import load_dataset
 from ostrack_ros.evaluation.metrics import Protocol
 from ostrack_ros.evaluation.plots import plot_curves
-from ostrack_ros.evaluation.report import comparison_table
+from ostrack_ros.evaluation.report import Report, comparison_table
 from ostrack_ros.evaluation.runner import Observation, TrackerFactory, evaluate_trackers
 from ostrack_ros.files import write_atomically
 from ostrack_ros.machine import describe_machine
@@ -37,6 +37,7 @@ from ostrack_ros.progress import progress_bar
 from ostrack_ros.tracking.geometry import Box
 
 RESULTS = Path(__file__).resolve().parent / "results"
+NANOTRACK = "NanoTrack v2"
 
 
 class OpenCVTracker:
@@ -65,14 +66,14 @@ def opencv_peers(nanotrack: Path | None) -> tuple[dict[str, TrackerFactory], dic
             continue
         peers[name] = lambda creator=creator: OpenCVTracker(creator.create)
     if not hasattr(cv2, "TrackerNano"):
-        skipped["NanoTrack v2"] = f"OpenCV {cv2.__version__} has no TrackerNano"
+        skipped[NANOTRACK] = f"OpenCV {cv2.__version__} has no TrackerNano"
     elif nanotrack is None or not nanotrack.is_dir():
-        skipped["NanoTrack v2"] = "no folder with its ONNX files (--nanotrack)"
+        skipped[NANOTRACK] = "no folder with its ONNX files (--nanotrack)"
     else:
         parameters = cv2.TrackerNano_Params()
         parameters.backbone = str(nanotrack / "nanotrack_backbone_sim.onnx")
         parameters.neckhead = str(nanotrack / "nanotrack_head_sim.onnx")
-        peers["NanoTrack v2"] = lambda: OpenCVTracker(lambda: cv2.TrackerNano.create(parameters))
+        peers[NANOTRACK] = lambda: OpenCVTracker(lambda: cv2.TrackerNano.create(parameters))
     return peers, skipped
 
 
@@ -93,6 +94,13 @@ def own_models(
         print(f"{name}: {engine.description}", file=sys.stderr)
         factories[Path(name).stem] = ostrack_factory(engine)
     return factories
+
+
+def shares_of_speed(reports: Mapping[str, Report]) -> str:
+    """Every tracker's speed over NanoTrack's in the same run, from the medians of their updates."""
+    reference = reports[NANOTRACK].median_seconds
+    shares = {name: reference / report.median_seconds for name, report in reports.items()}
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if name != NANOTRACK)
 
 
 def main() -> int:
@@ -129,6 +137,8 @@ def main() -> int:
     from rich.console import Console
 
     Console(width=100).print(comparison_table(list(reports.values())))
+    if NANOTRACK in reports:
+        print(f"updates a second, as a share of {NANOTRACK}'s: {shares_of_speed(reports)}")
     for name, reason in skipped.items():
         print(f"left out: {name}: {reason}")
     record = {

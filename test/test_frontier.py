@@ -1,0 +1,72 @@
+"""The benchmark that network shapes are chosen from: its shapes, and a short run of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="shapes are exported with torch (requirements-train.txt)")
+pytest.importorskip("matplotlib", reason="training needs matplotlib (requirements-train.txt)")
+
+from ostrack_ros.engines.models import resolve_model
+from ostrack_ros.network.checkpoint import read_weights
+from ostrack_ros.network.ostrack import OSTrack
+from ostrack_ros.network.variants import VARIANTS, get_variant
+from ostrack_ros.training.initialise import initialise_from_network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_judged_shapes_take_all_of_the_shipped_weights() -> None:
+    from frontier import shapes
+
+    found = list(shapes())
+    assert len({shape.variant.name for shape in found}) == len(found)
+    judged = [shape for shape in found if shape.weights]
+    weights = {name: read_weights(resolve_model(name)) for name in {str(s.weights) for s in judged}}
+    assert weights.keys() == {"ostrack_small", "ostrack_tiny"}
+    for shape in judged:
+        network = OSTrack(shape.variant)
+        source = str(shape.weights)
+        copied = initialise_from_network(network, weights[source], get_variant(source))
+        assert copied == len(network.state_dict()), shape.variant.name
+
+
+def test_depths_are_trained_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import frontier
+
+    photos = tmp_path / "bank" / "photos"
+    photos.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        cv2.imwrite(str(photos / f"{index}.jpg"), cv2.resize(small, (320, 240)))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"variant: ostrack_tiny\nbanks: [{tmp_path / 'bank'}]\noutput: unused\nbatch_size: 1\n"
+        "workers: 0\nbf16: false\npatches: 4\nsynthesis: {pasted: 0.0, track: 0.0}\n"
+    )
+    monkeypatch.setattr(frontier, "DEPTHS", (2,))
+    monkeypatch.setattr(frontier, "VARIANTS", dict(VARIANTS))
+    monkeypatch.setattr("ostrack_ros.network.variants.VARIANTS", frontier.VARIANTS)
+    arguments = ["--train", config, "--steps", 1, "--runs", tmp_path / "runs", "--rounds", 2]
+    arguments += ["--output", tmp_path / "results"]
+    monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, arguments)])
+    assert frontier.main() == 0
+    (row,) = json.loads((tmp_path / "results" / "frontier.json").read_text())["shapes"]
+    assert (row["blocks"], row["elimination"]) == (2, "50% in (1,)")
+    assert 0 < row["seconds"] < 10
+    assert row["auc"] is None  # no data set was given
+    assert (tmp_path / "runs" / "2_blocks" / "weights.safetensors").is_file()
+    assert "left out: NanoTrack v2" in capsys.readouterr().out
