@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,17 @@ def test_compare_trackers_writes_its_table(tmp_path: Path) -> None:
     assert "red_blob" in record["trackers"]
     assert "NanoTrack v2" in record["left_out"]
     assert (tmp_path / "results" / "compare_trackers.png").stat().st_size > 1000
+
+
+def test_speeds_are_told_as_shares_of_nanotracks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from compare_trackers import shares_of_speed
+
+    reports = {
+        "ours": SimpleNamespace(median_seconds=0.020),
+        "NanoTrack v2": SimpleNamespace(median_seconds=0.005),
+    }
+    assert shares_of_speed(reports) == "ours 0.25"
 
 
 def test_published_pipeline_finds_our_boxes(monkeypatch: pytest.MonkeyPatch) -> None:

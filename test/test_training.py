@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import math
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
+from sequences import lines, moving_boxes, write_images
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-train.txt)")
 pytest.importorskip("matplotlib", reason="training needs matplotlib (requirements-train.txt)")
@@ -32,6 +35,7 @@ from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
 from ostrack_ros.training.averaging import average_weights  # noqa: E402
 from ostrack_ros.training.averaging import main as average_command  # noqa: E402
 from ostrack_ros.training.calibration import FEATURES, fit_logistic  # noqa: E402
+from ostrack_ros.training.command import main as train_command  # noqa: E402
 from ostrack_ros.training.config import (  # noqa: E402
     ConfigError,
     TrainingConfig,
@@ -52,6 +56,7 @@ from ostrack_ros.training.losses import (  # noqa: E402
     nearness_to_center,
     tracking_losses,
 )
+from ostrack_ros.training.report import VALIDATION_FILE, append_row, plot_training  # noqa: E402
 from ostrack_ros.training.schedule import (  # noqa: E402
     WeightAverage,
     keep_ratio,
@@ -123,7 +128,10 @@ def test_a_run_leaves_weights_log_and_curves(config: TrainingConfig) -> None:
     log = (folder / "log.csv").read_text().splitlines()
     assert len(log) == 1 + 3
     assert all(math.isfinite(float(v)) for line in log[1:] for v in line.split(","))
-    assert cv2.imread(str(folder / "curves.png")) is not None
+    curves = cv2.imread(str(folder / "curves.png"))
+    append_row(folder / VALIDATION_FILE, ("step", "auc"), ["3", "0.5"])
+    with_validation = cv2.imread(str(plot_training(folder)))
+    assert with_validation.shape[1] * 2 == curves.shape[1] * 3  # a third panel
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(config: TrainingConfig) -> None:
@@ -540,3 +548,33 @@ def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exporte
     assert not torch.allclose(
         left["box_head.conv2_size.1.running_mean"], torch.zeros(()), atol=1e-6
     )
+
+
+def test_the_fine_tuning_guide_works(
+    bank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide's own configuration, on footage in GOT-10k's layout; only shorter."""
+    guide = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    section = guide[guide.index("## Fine-tuning on your own footage") :]
+    values = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
+    values |= {"steps": 2, "batch_size": 2, "validate_every": 1, "workers": 0}
+    config = tmp_path / "boats.yaml"
+    config.write_text(yaml.safe_dump(values))
+    for name in ("footage/boat_01", "held_out_footage/boat_02"):
+        write_images(tmp_path / name, 5, "{:08d}.jpg")
+        (tmp_path / name / "groundtruth.txt").write_text(lines(moving_boxes(5)))
+    (tmp_path / "models").symlink_to(REPOSITORY / "models")
+    (tmp_path / "runs").mkdir()
+    for bank in values["banks"][1:]:
+        (tmp_path / bank).symlink_to(bank_folder)
+
+    monkeypatch.chdir(tmp_path)
+    assert train_command([str(config)]) == 0
+    run = tmp_path / values["output"]
+    assert len(load_file(run / WEIGHTS_FILE)) == len(
+        OSTrack(VARIANTS["ostrack_small"]).state_dict()
+    )
+    with (run / VALIDATION_FILE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["auc"]) <= 1 for row in rows)

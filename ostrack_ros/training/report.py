@@ -35,9 +35,11 @@ def append_row(path: Path, columns: tuple[str, ...], values: list[str]) -> None:
 def plot_training(folder: Path) -> Path:
     """Draw `log.csv` and, if there is one, `validation.csv` of a run into `curves.png`."""
     log = _read_columns(folder / LOG_FILE)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    validated = (folder / VALIDATION_FILE).exists()
+    count = 3 if validated else 2
+    figure = Figure(figsize=(4 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, hits, validation = figure.subplots(1, 3)
+    losses, hits, *others = figure.subplots(1, count)
     for name in ("total", "focal", "giou", "l1"):
         losses.semilogy(log["step"], log[name], label=name)
     losses.set_title("losses")
@@ -45,11 +47,11 @@ def plot_training(folder: Path) -> Path:
         hits.plot(log["step"], log[name], label=name)
     hits.set_title("peak within one cell, IoU at the true cell")
     hits.set_ylim(0, 1)
-    if (folder / VALIDATION_FILE).exists():
+    if validated:
         measured = _read_columns(folder / VALIDATION_FILE)
-        validation.plot(measured["step"], measured["auc"], "o-", label="AUC")
-    validation.set_title("tracking the validation sequences")
-    for axes in (losses, hits, validation):
+        others[0].plot(measured["step"], measured["auc"], "o-", label="AUC")
+        others[0].set_title("tracking the validation sequences")
+    for axes in (losses, hits, *others):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if axes.lines:
