@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from seeded_weights import seeded_state  # noqa: E402
 
+from ostrack_ros.cli.main import main as ostrack  # noqa: E402
 from ostrack_ros.network.checkpoint import (  # noqa: E402
     CheckpointError,
     load_network,
@@ -381,6 +383,31 @@ def test_dinov2_initialisation_needs_the_right_width(tmp_path: Path) -> None:
     np.savez(path, **{"layernorm.weight": np.ones(64, np.float16)})
     with pytest.raises(ValueError, match="0 blocks of width 64"):
         initialise_from_dinov2(OSTrack(VARIANTS["ostrack_tiny"]), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"banks": ["nowhere"]}, "no image bank at nowhere.*training.bank"),
+        ({"initialise": "missing.npz"}, "missing.npz: No such file.*training.dinov2 missing.npz"),
+        ({"initialise": "missing.safetensors"}, "missing.safetensors"),
+        ({"initialise": "junk.onnx"}, "junk.onnx"),
+    ],
+)
+def test_what_is_missing_is_told_without_a_traceback(
+    bank_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    values = {"variant": "ostrack_tiny", "banks": [str(bank_folder)], "output": "run"} | change
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"steps": 1}))
+    assert ostrack(["train", "config.yaml"]) == 1
+    assert re.search(words, capsys.readouterr().err)
 
 
 SOURCE = Variant("source", embed_dim=48, depth=4, heads=2, head_channels=16)

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ostrack_ros.sources import natural_key
+from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.recordings import find_recordings
 
 PHOTO_SIDE = 448
@@ -205,7 +206,7 @@ class _Collector:
 
     def stack(self) -> ImageBank:
         if not self.photos or not self.cutouts:
-            raise ValueError(
+            raise TrainingError(
                 f"the image bank has {len(self.photos)} pictures and {len(self.cutouts)} cut-outs; "
                 "at least one of each is needed"
             )
@@ -230,14 +231,17 @@ def load_bank(
     """Read the folders (layout above) and cut `patches` extra cut-outs from the pictures.
 
     Of a published data set a random part is taken once there are `max_pictures`, which need 0.6 MB
-    of memory each. Unreadable pictures are skipped with a warning. Raises ValueError when a root
+    of memory each. Unreadable pictures are skipped with a warning. Raises TrainingError when a root
     does not exist or nothing usable is found.
     """
     rng = np.random.default_rng(seed)
     collector = _Collector(rng)
     for root in roots:
         if not root.is_dir():
-            raise ValueError(f"there is no image bank at {root}")
+            raise TrainingError(
+                f"there is no image bank at {root}: name folders of pictures in `banks`, or build "
+                "one with `python -m ostrack_ros.training.bank`"
+            )
         if any((root / part).is_dir() for part in PARTS):
             _add_bank(collector, root)
         else:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import PATCH_SIZE, Variant
+from ostrack_ros.training.errors import TrainingError
 
 
 @torch.no_grad()
@@ -19,16 +20,23 @@ def initialise_from_dinov2(network: OSTrack, path: Path) -> None:
     """Copy the first blocks of a DINOv2 ViT (an .npz with Hugging Face's key names).
 
     The patch kernel is resampled to 16 px and the position grid to each input's grid; LayerScale
-    is folded into the layers it follows. Raises ValueError when the widths differ or the file has
-    too few blocks.
+    is folded into the layers it follows. Raises TrainingError when the file cannot be opened, the
+    widths differ or it has too few blocks.
     """
-    with np.load(path, allow_pickle=False) as archive:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot read {path}: {error.strerror}; `python -m ostrack_ros.training.dinov2 {path}` "
+            "fetches a DINOv2 ViT-S"
+        ) from error
+    with archive:
         source = {key: torch.from_numpy(archive[key].astype(np.float32)) for key in archive.files}
     backbone, variant = network.backbone, network.variant
     width = source["layernorm.weight"].shape[0]
     depth = len({key.split(".")[2] for key in source if key.startswith("encoder.layer.")})
     if width != variant.embed_dim or depth < variant.depth:
-        raise ValueError(
+        raise TrainingError(
             f"{path} has {depth} blocks of width {width}, variant {variant.name} needs "
             f"{variant.depth} of width {variant.embed_dim}"
         )
@@ -60,11 +68,11 @@ def initialise_from_network(
 
     With `blocks` the network's blocks 0, 1, ... are started from those blocks of the source, and
     from nothing where the list ends. Positions are resampled where the input sizes or the regions
-    they span differ. Raises ValueError for a block that the source does not have.
+    they span differ. Raises TrainingError for a block that the source does not have.
     """
     for block in blocks:
         if not 0 <= block < variant.depth:
-            raise ValueError(f"block {block} does not exist: {variant.name} has {variant.depth}")
+            raise TrainingError(f"block {block} does not exist: {variant.name} has {variant.depth}")
     own, target = network.state_dict(), network.variant
     shares = {
         "backbone.pos_embed_z": target.template_factor / variant.template_factor,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ostrack_ros.files import produce_atomically
+from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.schedule import Progress, WeightAverage
 
 STATE_FILE = "state.safetensors"
@@ -48,7 +49,7 @@ def restore_state(
 ) -> bool:
     """Go on where `save_state` left off; False when there is nothing to go on from.
 
-    Raises ValueError when the file belongs to another network or optimiser.
+    Raises TrainingError when the file belongs to another network or optimiser.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -65,7 +66,7 @@ def restore_state(
         optimizer.load_state_dict({"state": states, "param_groups": groups})
         step, seconds = tensors["progress"].tolist()
     except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise TrainingError(
             f"{path} does not fit this configuration ({error}); choose another output folder or "
             "remove the file"
         ) from error
