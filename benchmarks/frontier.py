@@ -240,6 +240,7 @@ def trained(arguments: argparse.Namespace) -> dict[str, OSTrack]:
             variant=variant.name,
             output=str(arguments.runs / f"{depth}_blocks"),
             steps=arguments.steps,
+            minutes=None,
             freeze_blocks=min(config.freeze_blocks, depth),
         )
         trainer = Trainer(run, torch.device(arguments.device))
