@@ -12,11 +12,9 @@ contrib (`pip install "opencv-contrib-python-headless<5"`); what is missing is l
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +24,16 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from records import RESULTS, write_record
+
 from ostrack_ros.evaluation.datasets import load_dataset
 from ostrack_ros.evaluation.metrics import Protocol
 from ostrack_ros.evaluation.plots import plot_curves
 from ostrack_ros.evaluation.report import Report, comparison_table
 from ostrack_ros.evaluation.runner import Observation, TrackerFactory, evaluate_trackers
-from ostrack_ros.files import write_atomically
-from ostrack_ros.machine import describe_machine
 from ostrack_ros.progress import progress_bar
 from ostrack_ros.tracking.geometry import Box
 
-RESULTS = Path(__file__).resolve().parent / "results"
 NANOTRACK = "NanoTrack v2"
 
 
@@ -141,16 +138,13 @@ def main() -> int:
         print(f"updates a second, as a share of {NANOTRACK}'s: {shares_of_speed(reports)}")
     for name, reason in skipped.items():
         print(f"left out: {name}: {reason}")
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    contents = {
         "opencv": cv2.__version__,
         "threads": arguments.threads,
         "left_out": skipped,
         "trackers": {name: report.to_dict() for name, report in reports.items()},
     }
-    path = arguments.output / f"{arguments.name}.json"
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    path = write_record(arguments.output, arguments.name, contents)
     plot_curves(list(reports.values()), path.with_suffix(".png"))
     print(f"written: {path} and .png")
     return 0

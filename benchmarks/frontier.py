@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
@@ -36,17 +34,18 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compare_trackers import NANOTRACK, opencv_peers
+from records import RESULTS, write_record
 
+from ostrack_ros.engines.base import Engine
 from ostrack_ros.engines.models import resolve_model
 from ostrack_ros.engines.select import create_engine
-from ostrack_ros.engines.spec import EliminationSchedule
+from ostrack_ros.engines.spec import EliminationSchedule, ModelSpec
 from ostrack_ros.evaluation.bench import made_up_frames
 from ostrack_ros.evaluation.datasets import load_dataset
 from ostrack_ros.evaluation.metrics import Protocol
 from ostrack_ros.evaluation.ostrack import ostrack_factory
+from ostrack_ros.evaluation.report import Report
 from ostrack_ros.evaluation.runner import TrackerFactory, evaluate_trackers
-from ostrack_ros.files import write_atomically
-from ostrack_ros.machine import describe_machine
 from ostrack_ros.network.checkpoint import read_weights
 from ostrack_ros.network.export import export_network
 from ostrack_ros.network.ostrack import OSTrack
@@ -56,7 +55,6 @@ from ostrack_ros.training.config import load_config
 from ostrack_ros.training.initialise import initialise_from_network
 from ostrack_ros.training.trainer import Trainer
 
-RESULTS = Path(__file__).resolve().parent / "results"
 DEPTHS = (4, 6, 8, 12)
 
 
@@ -68,9 +66,9 @@ class Shape:
     weights: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """`seconds` is the median of an update, `sequences` AUC by sequence."""
+    """`seconds` is the median of an update, `sequences` AUC by sequence; None: not measured."""
 
     shape: str
     blocks: int
@@ -80,9 +78,9 @@ class Finding:
     elimination: str
     parameters: int
     seconds: float
-    updates_per_nanotrack_update: float | None = None
-    auc: float | None = None
-    sequences: dict[str, float] | None = None
+    updates_per_nanotrack_update: float | None
+    auc: float | None
+    sequences: dict[str, float] | None
 
 
 def shapes() -> Iterator[Shape]:
@@ -141,57 +139,64 @@ def _searching(variant: Variant, side: int) -> Variant:
     return _named(variant, f"search {side} px", search_size=side, search_factor=factor)
 
 
-def network_of(shape: Shape) -> OSTrack:
-    torch.manual_seed(0)
-    network = OSTrack(shape.variant)
-    if shape.weights:
-        weights = read_weights(resolve_model(shape.weights))
-        initialise_from_network(network, weights, get_variant(shape.weights))
-    return network.eval()
+def shipped_networks(chosen: list[Shape]) -> dict[str, OSTrack]:
+    """Every shape's network, with the shipped weights where they fit."""
+    names = {shape.weights for shape in chosen if shape.weights}
+    weights = {name: read_weights(resolve_model(name)) for name in names}
+    networks = {}
+    for shape in chosen:
+        torch.manual_seed(0)
+        network = OSTrack(shape.variant)
+        if shape.weights:
+            initialise_from_network(network, weights[shape.weights], get_variant(shape.weights))
+        networks[shape.variant.name] = network.eval()
+    return networks
 
 
 def measure(
     networks: dict[str, OSTrack], judged: set[str], arguments: argparse.Namespace
 ) -> list[Finding]:
     """Time all `networks` in turn, then judge those named in `judged`."""
-    findings, factories = {}, {}
+    engines: dict[str, Engine] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for index, (name, network) in enumerate(networks.items()):
             path = Path(folder) / f"shape_{index}.onnx"
             # As shipped: a fp16 file, which an engine for the CPU computes in fp32.
             export_network(network, "fp16", path, source="frontier.py", source_sha256="")
-            engine = create_engine(path, threads=arguments.threads)
-            stack.callback(engine.close)
-            print(f"{name}: {engine.description}", file=sys.stderr)
-            factories[name] = ostrack_factory(engine)
-            findings[name] = _described(name, network)
+            engines[name] = create_engine(path, threads=arguments.threads)
+            stack.callback(engines[name].close)
+            print(f"{name}: {engines[name].description}", file=sys.stderr)
+        factories = {name: ostrack_factory(engine) for name, engine in engines.items()}
         peers, skipped = opencv_peers(arguments.nanotrack)
-        for name, reason in skipped.items():
-            if name == NANOTRACK:
-                print(f"left out: {name}: {reason}")
+        if NANOTRACK in skipped:
+            print(f"left out: {NANOTRACK}: {skipped[NANOTRACK]}")
         nano = {NANOTRACK: peers[NANOTRACK]} if NANOTRACK in peers else {}
         seconds = update_seconds({**factories, **nano}, arguments.rounds)
-        for name, finding in findings.items():
-            finding.seconds = seconds[name]
-            if nano:
-                finding.updates_per_nanotrack_update = seconds[NANOTRACK] / seconds[name]
+        reports: dict[str, Report] = {}
         if arguments.dataset and judged:
-            judge({name: factories[name] for name in judged}, findings, arguments.dataset)
-    return list(findings.values())
+            reports = judge({name: factories[name] for name in judged}, arguments.dataset)
+    return [
+        finding(network.variant, engines[name].spec, seconds, reports.get(name))
+        for name, network in networks.items()
+    ]
 
 
-def _described(name: str, network: OSTrack) -> Finding:
-    variant = network.variant
-    elimination = variant.elimination
+def finding(
+    variant: Variant, spec: ModelSpec, seconds: dict[str, float], report: Report | None
+) -> Finding:
+    elimination, nano = spec.elimination, seconds.get(NANOTRACK)
     return Finding(
-        shape=name,
+        shape=variant.name,
         blocks=variant.depth,
         width=variant.embed_dim,
         head=variant.head_channels,
-        search=variant.search_size,
+        search=spec.search_size,
         elimination=f"{elimination.keep_ratio:.0%} in {elimination.blocks}" if elimination else "",
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        seconds=float("nan"),
+        parameters=spec.parameters,
+        seconds=seconds[variant.name],
+        updates_per_nanotrack_update=nano / seconds[variant.name] if nano else None,
+        auc=report.overall.auc if report else None,
+        sequences={r.sequence.name: r.scores.auc for r in report.sequences} if report else None,
     )
 
 
@@ -216,15 +221,10 @@ def update_seconds(factories: dict[str, TrackerFactory], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def judge(
-    factories: dict[str, TrackerFactory], findings: dict[str, Finding], dataset: Path
-) -> None:
+def judge(factories: dict[str, TrackerFactory], dataset: Path) -> dict[str, Report]:
     data = load_dataset(dataset)
     with progress_bar(data.frame_count) as advance:
-        reports = evaluate_trackers(factories, data, Protocol.OTB, on_frame=advance)
-    for name, report in reports.items():
-        findings[name].auc = report.overall.auc
-        findings[name].sequences = {row.sequence.name: row.scores.auc for row in report.sequences}
+        return evaluate_trackers(factories, data, Protocol.OTB, on_frame=advance)
 
 
 def trained(arguments: argparse.Namespace) -> dict[str, OSTrack]:
@@ -292,19 +292,16 @@ def main() -> int:
         chosen = [s for s in shapes() if (arguments.only or "") in s.variant.name]
         if not chosen:
             parser.error(f"no shape's name contains {arguments.only!r}")
-        networks = {shape.variant.name: network_of(shape) for shape in chosen}
+        networks = shipped_networks(chosen)
         judged = {shape.variant.name for shape in chosen if shape.weights}
     findings = measure(networks, judged, arguments)
 
     Console(width=100).print(table(findings))
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    contents = {
         "command": sys.argv,
         "shapes": [dataclasses.asdict(finding) for finding in findings],
     }
-    path = arguments.output / f"{arguments.name}.json"
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    path = write_record(arguments.output, arguments.name, contents)
     print(f"written: {path}")
     return 0
 

@@ -15,14 +15,12 @@ the speed of a large matrix product.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
@@ -34,12 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "test"))
 
 from published_pipeline import PublishedPipeline, torch_threads
+from records import RESULTS, write_record
 from seeded_weights import seeded_state
 
 from ostrack_ros.engines.select import create_engine
 from ostrack_ros.evaluation.bench import Timing, made_up_frames
-from ostrack_ros.files import write_atomically
-from ostrack_ros.machine import describe_machine
 from ostrack_ros.network.checkpoint import load_network, read_weights
 from ostrack_ros.network.export import export_network
 from ostrack_ros.network.ostrack import OSTrack
@@ -48,7 +45,6 @@ from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box, iou
 from ostrack_ros.tracking.tracker import Tracker, TrackerSettings
 
-RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3
 
 
@@ -160,9 +156,7 @@ def main() -> int:
         f"{bound:.1f} ms, a ratio of {timings['published'].median / bound:.2f}"
     )
     print(f"lowest overlap of the two boxes on any frame: {min(agreement):.6f}")
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    contents = {
         "variant": arguments.variant,
         "frames": arguments.frames,
         "engine": engine.description,
@@ -175,8 +169,9 @@ def main() -> int:
         "bound_milliseconds": bound,
         "lowest_overlap": min(agreement),
     }
-    path = arguments.output / f"{arguments.name or 'pipeline_' + arguments.variant}.json"
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    path = write_record(
+        arguments.output, arguments.name or "pipeline_" + arguments.variant, contents
+    )
     print(f"written: {path}")
     return 0
 

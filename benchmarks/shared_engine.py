@@ -12,14 +12,12 @@ machine it is the steadier figure. Repeat --model for the same network exported 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +25,18 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from records import RESULTS, write_record
+
 from ostrack_ros.engines.base import Engine
 from ostrack_ros.engines.models import resolve_model
 from ostrack_ros.engines.select import create_engine
 from ostrack_ros.engines.shared import SharedEngine
 from ostrack_ros.evaluation.bench import made_up_frames
-from ostrack_ros.files import write_atomically
-from ostrack_ros.machine import describe_machine
 from ostrack_ros.progress import progress_bar
 from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box
 from ostrack_ros.tracking.tracker import Tracker
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PERIOD = 33_333_333
 
 
@@ -156,15 +153,12 @@ def main() -> int:
             f"{cost.ratio:.3f} times one (processor time {cost.cpu_ratio:.3f}), "
             f"slowest to fastest tracker {cost.slowest_to_fastest:.3f}"
         )
-    record = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    contents = {
         "rounds": arguments.rounds,
         "frames": arguments.frames,
         "costs": [asdict(cost) for cost in costs],
     }
-    path = arguments.output / f"{arguments.name}.json"
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    path = write_record(arguments.output, arguments.name, contents)
     print(f"written: {path}")
     return 0
 

@@ -37,7 +37,6 @@ from ostrack_ros.tracking.geometry import Box, iou  # noqa: E402
 from ostrack_ros.training.averaging import average_weights  # noqa: E402
 from ostrack_ros.training.averaging import main as average_command  # noqa: E402
 from ostrack_ros.training.calibration import FEATURES, fit_logistic  # noqa: E402
-from ostrack_ros.training.command import main as train_command  # noqa: E402
 from ostrack_ros.training.config import (  # noqa: E402
     ConfigError,
     TrainingConfig,
@@ -596,7 +595,7 @@ def test_the_fine_tuning_guide_works(
         (tmp_path / bank).symlink_to(bank_folder)
 
     monkeypatch.chdir(tmp_path)
-    assert train_command([str(config)]) == 0
+    assert ostrack(["train", str(config)]) == 0
     run = tmp_path / values["output"]
     assert len(load_file(run / WEIGHTS_FILE)) == len(
         OSTrack(VARIANTS["ostrack_small"]).state_dict()

@@ -16,7 +16,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from ostrack_ros.files import write_atomically
 from ostrack_ros.training.footage import FootageSettings, find_tracks, read_video, write_track
 from ostrack_ros.training.packages import (
+    Fetch,
     Member,
     Package,
     PackageError,
@@ -59,7 +60,6 @@ LICENCE_FILES = (
 
 logger = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
-Fetch = Callable[[Package, Path], Path]
 
 
 class Kind(str, Enum):

