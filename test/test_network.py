@@ -21,7 +21,7 @@ from ostrack_ros.network.elimination import (  # noqa: E402
 from ostrack_ros.network.head import Maps, decode, hann_window  # noqa: E402
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
 from ostrack_ros.network.variants import PUBLISHED, VARIANTS, Variant, get_variant  # noqa: E402
-from ostrack_ros.network.vit import central_positions  # noqa: E402
+from ostrack_ros.network.vit import _attend, central_positions  # noqa: E402
 
 
 def plain_backbone(network: OSTrack, template: Tensor, search: Tensor) -> tuple[Tensor, list[int]]:
@@ -105,6 +105,16 @@ def test_a_batch_equals_its_items() -> None:
         alone = network(template[i : i + 1], search[i : i + 1]).maps
         np.testing.assert_allclose(together.score[i], alone.score[0], atol=1e-5)
         np.testing.assert_allclose(together.offset[i], alone.offset[0], atol=1e-4)
+
+
+def test_attention_is_the_same_while_training() -> None:
+    """On a CPU, attention that gradients go through is written out instead of fused."""
+    query, key, value = (torch.randn(2, 3, n, 8) for n in (5, 9, 9))
+    fused = _attend(query, key, value)
+    trained = _attend(query.requires_grad_(), key, value)
+    torch.testing.assert_close(trained, fused, atol=1e-6, rtol=1e-5)
+    trained.sum().backward()
+    assert query.grad is not None
 
 
 @torch.no_grad()

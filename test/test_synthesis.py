@@ -97,6 +97,34 @@ def test_boxes_enclose_their_objects(bank: ImageBank, kind: str, channel: int) -
     assert checked >= 10
 
 
+@pytest.mark.parametrize(("kind", "channel"), [("pasted", 1), ("photo", 0)])
+def test_boxes_follow_a_deformed_outline(bank: ImageBank, kind: str, channel: int) -> None:
+    """Discs and rectangles bulge and shrink, so boxes of the undeformed ones would be off."""
+    off = {}
+    for strength in (0.0, 0.1):
+        pairs = synthesizer(
+            bank, pasted=float(kind == "pasted"), track=0, warp=1, warp_strength=strength, aspect=0
+        ).draw(80)
+        others = [c for c in range(3) if c != channel]
+        errors, aspects = [], []
+        for image, box in zip(
+            pairs.search.numpy().astype(int), (pairs.box * 256).tolist(), strict=True
+        ):
+            cx, cy, w, h = box
+            low_x, low_y, high_x, high_y = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+            if min(low_x, low_y) < 2 or max(high_x, high_y) > 254:
+                continue
+            seen = extent(image[channel] > 40 + image[others].max(0))
+            error = np.abs(np.subtract(seen, (low_x, low_y, high_x, high_y))).max()
+            errors.append(error / max(w, h))
+            aspects.append(np.log((seen[2] - seen[0]) / (seen[3] - seen[1])))
+        assert len(errors) >= 20
+        off[strength] = (np.mean(errors), np.std(aspects))
+    # A photo's box stands for the ellipse in it: its corners bend where nobody follows them.
+    assert off[0.1][0] < off[0.0][0] + (0.03 if kind == "pasted" else 0.15)
+    assert off[0.1][1] > off[0.0][1] + 0.05
+
+
 def test_templates_are_centred_and_scaled(bank: ImageBank) -> None:
     pairs = synthesizer(bank, pasted=1.0).draw(20)
     for image in pairs.template.numpy().astype(int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -168,6 +169,29 @@ def test_training_lowers_the_loss_on_one_batch(config: TrainingConfig) -> None:
     assert min(losses[50:]) < 0.85 * min(losses[:3])
 
 
+def test_the_speed_of_training_is_measured(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.yaml").write_text(
+        f"variant: toy\nbanks: [{config.banks[0]}]\noutput: unused\nbatch_size: 2\npatches: 2\n"
+    )
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["toy.yaml", "--rounds", "2", "--device", "cpu", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["training_speed.py", *arguments])
+    threads = torch.get_num_threads()
+    try:
+        from training_speed import DRAWING, main
+
+        assert main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    rates = json.loads((tmp_path / "training_speed.json").read_text())["pairs_per_second"]
+    assert {DRAWING, "learning, 1 thread"} <= set(rates)
+    assert all(rate > 0 for rate in rates.values())
+    assert not (tmp_path / "unused").exists()
+
+
 def test_frozen_blocks_stay(config: TrainingConfig) -> None:
     trainer = Trainer(dataclasses.replace(config, freeze_blocks=1), CPU)
     trained = {name for name, p in trainer.network.named_parameters() if p.requires_grad}
@@ -195,6 +219,7 @@ def test_shipped_configurations_are_valid() -> None:
     ("change", "words"),
     [
         ({"variant": "nonsense"}, "unknown variant"),
+        ({"initialise_variant": "nonsense"}, "unknown variant"),
         ({"learning_rate": 1}, "unknown entry learning_rate"),
         ({"synthesis": {"blurr": 1}}, "unknown entry synthesis.blurr"),
         ({"synthesis": {"search_size": 128}}, "follows from the variant"),
@@ -348,6 +373,23 @@ def test_losses_know_right_from_wrong() -> None:
     absent = tracking_losses(perfect_maps(box), box, torch.tensor([False]))
     assert absent.focal > 5
     assert absent.l1 == absent.giou == 0
+
+
+def test_the_score_can_learn_how_good_the_box_is() -> None:
+    """With `quality_score` a score of 1 on a box of half the size is an error, 0.25 is none."""
+    box, present = torch.tensor([[0.52, 0.4, 0.2, 0.3]]), torch.tensor([True])
+    loose = perfect_maps(box)
+    loose = dataclasses.replace(loose, size=loose.size * 0.5)
+
+    def focal(score: float, quality_score: bool) -> float:
+        map_ = torch.where(loose.score > 0.5, torch.tensor(score), loose.score)
+        maps = dataclasses.replace(loose, score=map_)
+        return float(tracking_losses(maps, box, present, quality_score).focal)
+
+    assert min((0.05, 0.25, 0.6, 0.99), key=lambda score: focal(score, True)) == 0.25
+    assert min((0.05, 0.25, 0.6, 0.99), key=lambda score: focal(score, False)) == 0.99
+    tight = tracking_losses(perfect_maps(box), box, present, quality_score=True)
+    assert tight.focal < 0.01
 
 
 def test_the_box_is_learned_next_to_its_centre_too() -> None:
@@ -574,6 +616,32 @@ def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exporte
     assert not torch.allclose(
         left["box_head.conv2_size.1.running_mean"], torch.zeros(()), atol=1e-6
     )
+
+
+def test_a_trained_head_leaves_the_rest_of_the_file_as_it_was(
+    config: TrainingConfig, exported: Path, tmp_path: Path
+) -> None:
+    """With all blocks frozen an exported model keeps its backbone bit for bit: what a controller
+    relies on changes in the head only, and a repository stores little more than that."""
+    onnx = pytest.importorskip("onnx", reason="exporting needs onnx")
+    from ostrack_ros.network.export import export_checkpoint
+
+    head_only = dataclasses.replace(config, initialise=str(exported), freeze_blocks=2, steps=4)
+    Trainer(head_only, CPU).run()
+    trained = export_checkpoint(Path(config.output) / WEIGHTS_FILE, "toy", "fp16", tmp_path / "new")
+    before, after = (
+        {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
+        for path in (exported, trained)
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert "inner.network.box_head.conv2_ctr.0.weight" in changed
+    assert all(
+        "box_head" in name
+        or name.endswith("backbone.norm.weight")
+        or name.endswith("backbone.norm.bias")
+        for name in changed
+    ), changed
 
 
 def test_the_fine_tuning_guide_works(

@@ -62,6 +62,7 @@ class TrainingConfig:
     elimination_from: float = 0.3
     elimination_full: float = 0.6
     ema_decay: float = 0.998
+    quality_score: bool = False
     bf16: bool = True
     compile: bool = False
     workers: int = 1
@@ -141,6 +142,8 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
         raise ConfigError(
             f"freeze_blocks is {config.freeze_blocks}, {variant.name} has {variant.depth} blocks"
         )
+    if config.initialise_variant is not None:
+        get_variant(config.initialise_variant)  # names the known ones
     if not 0 <= config.replay_share <= 1:
         raise ConfigError(f"replay_share is {config.replay_share}, expected a share in [0, 1]")
     if config.teacher is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -51,6 +52,8 @@ class _Pairs(IterableDataset[PairBatch]):
 
 def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iterator[PairBatch]:
     """Endless batches on `device`. `seed` should differ after a resume, or the pairs repeat."""
+    # A forked worker would wait for ever for OpenCV's threads, which stay with its parent.
+    cv2.setNumThreads(0)
     bank, _ = training_banks(config)
     replay = _replay(config)
     if device.type == "cuda":

@@ -21,6 +21,9 @@ FOCAL_ALPHA = 2.0
 FOCAL_BETA = 4.0
 WEIGHT_GIOU = 2.0
 WEIGHT_L1 = 5.0
+WEIGHT_QUALITY = 2.0
+"""Scores that aim at an overlap rather than at 1 are less far off: about as much as this makes up
+for."""
 MIN_OVERLAP = 0.7
 
 
@@ -37,10 +40,14 @@ class Losses:
     iou: Tensor
 
 
-def tracking_losses(maps: Maps, box: Tensor, present: Tensor) -> Losses:
+def tracking_losses(
+    maps: Maps, box: Tensor, present: Tensor, quality_score: bool = False
+) -> Losses:
     """`box` [B, 4] cx, cy, w, h in fractions of the search region; `present` bool [B].
 
-    Absent targets teach an empty score map and no box.
+    Absent targets teach an empty score map and no box. With `quality_score` the score at the
+    target's centre learns the overlap of the box read there instead of 1 (quality focal loss, Li et
+    al., NeurIPS 2020), so that it tells how good the box is.
     """
     batch, _, side, _ = maps.score.shape
     weight = present.float()
@@ -52,27 +59,31 @@ def tracking_losses(maps: Maps, box: Tensor, present: Tensor) -> Losses:
     x, y = cell[:, 0].long(), cell[:, 1].long()
     positive[rows, y, x] = present
 
-    score = maps.score[:, 0]
-    hard = (1 - score) ** FOCAL_ALPHA * score.log() * positive
+    boxes = decoded_boxes(maps.offset.float(), maps.size.float())
+    iou, giou = box_overlap(boxes, box[:, None])
+
+    score = maps.score[:, 0].float()
+    aim = iou.detach().view_as(score) if quality_score else torch.ones_like(score)
+    likelihood = aim * score.log() + (1 - aim) * (1 - score).log()
+    hard = (aim - score).abs() ** FOCAL_ALPHA * likelihood * positive
     easy = (1 - target) ** FOCAL_BETA * score**FOCAL_ALPHA * (1 - score).log() * ~positive
     focal = -(hard + easy).sum() / count
+    if quality_score:
+        focal = WEIGHT_QUALITY * focal
 
-    boxes = decoded_boxes(maps.offset.float(), maps.size.float())
     nearness = nearness_to_center(box, side) * weight[:, None, None]
-    _, giou = box_overlap(boxes, box[:, None])
     l1 = ((boxes - box[:, None]).abs().mean(2) * nearness.flatten(1)).sum() / count
     giou_loss = ((1 - giou) * nearness.flatten(1)).sum() / count
 
     peak = score.flatten(1).argmax(1)
     near = ((peak % side - x).abs() <= 1) & ((peak // side - y).abs() <= 1)
-    iou, _ = box_overlap(boxes[rows, peak], box)
     return Losses(
         total=focal + WEIGHT_GIOU * giou_loss + WEIGHT_L1 * l1,
         focal=focal.detach(),
         giou=giou_loss.detach(),
         l1=l1.detach(),
         hit=(near & present).sum() / count,
-        iou=((iou * weight).sum() / count).detach(),
+        iou=((iou[rows, peak] * weight).sum() / count).detach(),
     )
 
 

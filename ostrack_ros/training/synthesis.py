@@ -16,17 +16,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ostrack_ros.training.images import HULL_POINTS, ImageBank
+from ostrack_ros.training.sampling import apply_homographies, pixel_centers, sample
+
+WARP_CONTROLS = 6
+WARP_REACH = 0.5
+"""A deformation is a lattice of so many by so many displacements over the object's unit square and
+this much beyond each of its sides, where it has faded away."""
 
 
 @dataclass(frozen=True, slots=True)
 class SynthesisSettings:
     """What to make. Probabilities are in [0, 1]; sizes are pixels; jitters are OSTrack's
-    (centre in units of sqrt(box area), scale as the standard deviation of its logarithm)."""
+    (centre in units of sqrt(box area), scale as the standard deviation of its logarithm).
+    `warp_strength` is how far parts of a deformed object move, in units of its box."""
 
     template_size: int = 128
     search_size: int = 256
@@ -47,6 +56,7 @@ class SynthesisSettings:
     aspect: float = 0.15
     perspective: float = 0.08
     warp: float = 0.3
+    warp_strength: float = 0.06
     blur: float = 0.3
     low_resolution: float = 0.3
     noise: float = 0.3
@@ -124,8 +134,15 @@ class PairSynthesizer:
             hull, aspect, mirrored, s.template_size, s.template_factor, turned, moving=False
         )
         aspect2 = torch.where(pasted, aspect, _aspect(second.boxes[:, 2:]))
+        warp = self._warps(count)
         search_map, box = self._place(
-            hull, aspect2, mirrored, s.search_size, s.search_factor, turned, moving=True
+            _warped_outline(warp, hull),
+            aspect2,
+            mirrored,
+            s.search_size,
+            s.search_factor,
+            turned,
+            moving=True,
         )
 
         background = self._index(count, self._pictures)
@@ -136,18 +153,18 @@ class PairSynthesizer:
             pasted, template_scene, first, template_map, s.template_size, s.template_factor
         )
         search = self._background(
-            pasted, background, shown, search_map, s.search_size, s.search_factor
+            pasted, background, shown, search_map, s.search_size, s.search_factor, warp
         )
         look = self._look(count)
         rows = pasted.nonzero()[:, 0]
         layers = self._cutouts(texture[rows])
-        template = self._paste(template, layers, template_map, look, rows, warp=False)
+        template = self._paste(template, layers, template_map, look, rows)
         own = self._cut_targets(search, box, texture, pasted)
         search = self._distract(search, own, box, behind=True)
         rows = (pasted & ~absent).nonzero()[:, 0]
         look2 = look + 0.06 * self._normal(count, 6)
         layers = self._cutouts(texture[rows])
-        search = self._paste(search, layers, search_map, look2, rows, warp=True)
+        search = self._paste(search, layers, search_map, look2, rows, warp)
         search = self._distract(search, own, box, behind=False)
         search = self._occlude(search, box)
 
@@ -229,7 +246,7 @@ class PairSynthesizer:
         flip = torch.where(mirrored, -1.0, 1.0)
         scale = _scaling(torch.stack([root * flip, 1 / root], 1))
         shape = _projection(tilt) @ _rotation(angle) @ scale @ to_center
-        points = _apply(shape, hull)
+        points = apply_homographies(shape, hull)
         low, high = points.amin(1), points.amax(1)
         extent = (high - low).clamp_min(1e-3)
         zoom = area_side / extent.prod(1).sqrt()
@@ -245,9 +262,11 @@ class PairSynthesizer:
         placed: Tensor,
         size: int,
         factor: float,
+        warp: Tensor | None = None,
     ) -> Tensor:
         """Pictures float32 [B, 3, size, size] in 0..255: a free view of a scene for pasted pairs,
-        else the picture such that the object's box fills the placed unit square."""
+        else the picture such that the object's box, deformed by `warp`, fills the placed unit
+        square."""
         count = len(scenes)
         photos = torch.where(pasted, scenes, objects.photos)
         sizes = self.bank.photo_sizes[photos]
@@ -268,7 +287,18 @@ class PairSynthesizer:
         view = torch.where(pasted[:, None, None], scene_view, object_view)
         # A tracker at the image border sees black. Only a scene may be mirrored there: the mirror
         # image of a target would be a second one.
-        return _sample(self.bank.photos[photos], view, size, sizes, pasted)
+        bend = None
+        if warp is not None:
+            bend = _bend(warp, placed, box[:, 2:], size) * ~pasted[:, None, None, None]
+        return sample(self.bank.photos, photos, view, size, sizes, pasted, bend)
+
+    def _warps(self, count: int) -> Tensor:
+        """How objects change their outline: [B, 2, K, K] displacements in units of the box, none
+        for most."""
+        inner = WARP_CONTROLS - 2
+        strength = self.settings.warp_strength * self._chance(count, self.settings.warp)
+        moved = self._normal(count, 2, inner, inner) * strength[:, None, None, None]
+        return F.pad(moved, (1, 1, 1, 1))
 
     # --- layers -----------------------------------------------------------------------------
 
@@ -290,7 +320,7 @@ class PairSynthesizer:
         scale = extent.amax(1, keepdim=True) / side
         view = _translation(low) @ _scaling(scale.expand(-1, 2))
         whole = torch.full_like(extent, search.shape[-1])
-        colour = _sample(search[rows], view, side, whole, None)
+        colour = sample(search.round().clamp(0, 255).to(torch.uint8), rows, view, side, whole)
         used = extent / scale
         steps = torch.arange(side, device=self._device) + 0.5
         x = (2 * steps[None, None, :] / used[:, 0, None, None] - 1) ** 4
@@ -307,22 +337,18 @@ class PairSynthesizer:
         placed: Tensor,
         look: Tensor,
         rows: Tensor,
-        warp: bool,
+        warp: Tensor | None = None,
     ) -> Tensor:
-        """Lay cut-outs, one for each of the given `rows`, over `canvas` [B, 3, N, N]."""
+        """Lay cut-outs, one for each of the given `rows`, over `canvas` [B, 3, N, N], deformed by
+        `warp` [B, 2, K, K]."""
         if len(rows) == 0:
             return canvas
         size = canvas.shape[-1]
         sizes = layers.sizes
         view = _scaling(sizes) @ torch.linalg.inv(placed[rows])
-        bend = None
-        if warp and self._uniform(1).item() < self.settings.warp:
-            coarse = self._normal(len(rows), 2, 4, 4) * 0.025
-            bend = (
-                F.interpolate(coarse, (size, size), mode="bicubic")
-                * sizes.mean(1)[:, None, None, None]
-            )
-        layer = _sample(layers.pixels, view, size, sizes, None, bend)
+        bend = None if warp is None else _bend(warp[rows], placed[rows], sizes, size)
+        every = torch.arange(len(rows), device=self._device)
+        layer = sample(layers.pixels, every, view, size, sizes, None, bend)
         colour, alpha = _recolour(layer[:, :3], look[rows]), layer[:, 3:] / 255
         hardness = 1 + 2 * self._uniform(len(rows))
         alpha = ((alpha - 0.5) * hardness[:, None, None, None] + 0.5).clamp(0, 1)
@@ -395,7 +421,7 @@ class PairSynthesizer:
             @ _translation(half)
         )
         looks = self._look(len(canvas)) + look * self._normal(len(canvas), 6)
-        return self._paste(canvas, layers, placed, looks, rows, warp=False)
+        return self._paste(canvas, layers, placed, looks, rows)
 
     # --- appearance -------------------------------------------------------------------------
 
@@ -441,10 +467,13 @@ class PairSynthesizer:
         along = (x * angle.cos() + y * angle.sin()).abs()
         across = (y * angle.cos() - x * angle.sin()).abs()
         kernel = (1 - across).clamp(0, 1) * (0.5 * length - along + 0.5).clamp(0, 1)
-        kernel = (kernel / kernel.sum()).view(1, 1, side, side)
+        kernel = kernel / kernel.sum()
         flat = image.reshape(-1, 1, *image.shape[-2:])
+        if flat.device.type == "cpu":  # where PyTorch's takes ten times as long
+            planes = [cv2.filter2D(plane[0].numpy(), -1, kernel.numpy()) for plane in flat]
+            return torch.from_numpy(np.stack(planes)).view_as(image)
         padded = F.pad(flat, (side // 2,) * 4, mode="reflect")
-        return F.conv2d(padded, kernel).view_as(image)
+        return F.conv2d(padded, kernel.view(1, 1, side, side)).view_as(image)
 
     # --- randomness -------------------------------------------------------------------------
 
@@ -503,45 +532,33 @@ def _projection(tilt: Tensor) -> Tensor:
     return matrix
 
 
-def _apply(matrix: Tensor, points: Tensor) -> Tensor:
-    """Homographies [B, 3, 3] on points [B, P, 2]."""
-    mapped = points @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]
-    return mapped[..., :2] / mapped[..., 2:].clamp_min(1e-3)
+def _displacement(warp: Tensor, points: Tensor) -> Tensor:
+    """By how much `warp` [B, 2, K, K] moves `points` [B, P, 2] of the unit square."""
+    grid = ((points - 0.5) / (0.5 + WARP_REACH))[:, :, None]
+    moved = F.grid_sample(warp, grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+    return moved[..., 0].transpose(1, 2)
 
 
-def _sample(
-    textures: Tensor,
-    view: Tensor,
-    size: int,
-    used: Tensor,
-    mirror: Tensor | None,
-    bend: Tensor | None = None,
-) -> Tensor:
-    """Resample uint8 `textures` [B, C, T, T] through `view` [B, 3, 3], which maps pixels of the
-    result to texels, into float32 [B, C, size, size].
+def _bend(warp: Tensor, placed: Tensor, texels: Tensor, size: int) -> Tensor:
+    """By how many texels each pixel looks elsewhere: [B, 2, size, size], for unit squares that are
+    `placed` [B, 3, 3] in the picture and `texels` [B, 2] large in their textures."""
+    bend = torch.zeros(len(warp), 2, size, size, device=warp.device)
+    rows = warp.flatten(1).any(1).nonzero()[:, 0]
+    if len(rows):
+        pixels = pixel_centers(size, warp.device).expand(len(rows), -1, -1)
+        points = apply_homographies(torch.linalg.inv(placed[rows]), pixels)
+        moved = _displacement(warp[rows], points) * texels[rows, None, :]
+        bend[rows] = moved.transpose(1, 2).reshape(-1, 2, size, size)
+    return bend
 
-    Beyond the `used` [B, 2] part there is zero, or its mirror image where `mirror` [B] is set.
-    `bend` [B, 2, size, size] displaces the texels looked up.
-    """
-    side = textures.shape[-1]
-    steps = torch.arange(size, device=view.device) + 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    pixels = torch.stack([x.flatten(), y.flatten()], 1).expand(len(view), -1, -1)
-    texels = _apply(view, pixels).view(len(view), size, size, 2)
-    if bend is not None:
-        texels = texels + bend.permute(0, 2, 3, 1)
-    limit = used[:, None, None, :]
-    inside = ((texels >= 0) & (texels <= limit)).all(-1)
-    if mirror is not None:
-        folded = torch.remainder(texels, 2 * limit)
-        folded = torch.where(folded > limit, 2 * limit - folded, folded)
-        texels = torch.where(mirror[:, None, None, None], folded, texels)
-        inside |= mirror[:, None, None]
-    # Half a texel inwards: the used part's border must not blend with the empty rest.
-    texels = texels.maximum(torch.full_like(limit, 0.5)).minimum(limit - 0.5)
-    grid = texels * (2 / side) - 1
-    result = F.grid_sample(textures.float(), grid, mode="bilinear", align_corners=False)
-    return result * inside[:, None]
+
+def _warped_outline(warp: Tensor, hull: Tensor) -> Tensor:
+    """Where the `hull` [B, P, 2] of an object lies once it is deformed: what the picture shows at a
+    point is what was at that point plus its displacement."""
+    points = hull
+    for _ in range(5):
+        points = hull - _displacement(warp, points)
+    return points
 
 
 def _recolour(colour: Tensor, look: Tensor) -> Tensor:

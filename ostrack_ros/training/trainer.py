@@ -146,7 +146,9 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             features = self.network.backbone(template, search, keep)
             maps = self.network.predict(features).maps
-        losses = tracking_losses(maps, batch.box.to(device), batch.present.to(device))
+        losses = tracking_losses(
+            maps, batch.box.to(device), batch.present.to(device), self.config.quality_score
+        )
         teacher = self._teacher
         if teacher is None:
             return losses
