@@ -45,6 +45,7 @@ from ostrack_ros.training.config import (  # noqa: E402
     make_config,
 )
 from ostrack_ros.training.data import pair_stream  # noqa: E402
+from ostrack_ros.training.errors import TrainingError  # noqa: E402
 from ostrack_ros.training.initialise import (  # noqa: E402
     initialise_from_dinov2,
     initialise_from_network,
@@ -618,30 +619,47 @@ def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exporte
     )
 
 
-def test_a_trained_head_leaves_the_rest_of_the_file_as_it_was(
-    config: TrainingConfig, exported: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("entries", "trained"),
+    [
+        ({"freeze_blocks": 2}, ("box_head.", "backbone.norm.")),
+        ({"train_only": ("box_head.conv2_ctr", "box_head.conv5_ctr")}, ("box_head.conv",)),
+    ],
+)
+def test_what_is_frozen_stays_bit_for_bit_in_the_exported_file(
+    config: TrainingConfig,
+    exported: Path,
+    tmp_path: Path,
+    entries: dict[str, object],
+    trained: tuple[str, ...],
 ) -> None:
-    """With all blocks frozen an exported model keeps its backbone bit for bit: what a controller
-    relies on changes in the head only, and a repository stores little more than that."""
+    """Norms too, which also follow the batches. And a repository stores little more than what is
+    new."""
     onnx = pytest.importorskip("onnx", reason="exporting needs onnx")
     from ostrack_ros.network.export import export_checkpoint
 
-    head_only = dataclasses.replace(config, initialise=str(exported), freeze_blocks=2, steps=4)
-    Trainer(head_only, CPU).run()
-    trained = export_checkpoint(Path(config.output) / WEIGHTS_FILE, "toy", "fp16", tmp_path / "new")
+    part = dataclasses.replace(config, initialise=str(exported), steps=4, **entries)
+    Trainer(part, CPU).run()
+    again = export_checkpoint(Path(config.output) / WEIGHTS_FILE, "toy", "fp16", tmp_path / "new")
     before, after = (
         {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
-        for path in (exported, trained)
+        for path in (exported, again)
     )
     assert before.keys() == after.keys()
-    changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert "inner.network.box_head.conv2_ctr.0.weight" in changed
-    assert all(
-        "box_head" in name
-        or name.endswith("backbone.norm.weight")
-        or name.endswith("backbone.norm.bias")
-        for name in changed
-    ), changed
+    changed = {
+        name.removeprefix("inner.network.")
+        for name in before
+        if not np.array_equal(before[name], after[name])
+    }
+    assert "box_head.conv2_ctr.0.weight" in changed
+    assert all(name.startswith(trained) for name in changed), changed
+    if "train_only" in entries:
+        assert all(name.split(".")[1] in ("conv2_ctr", "conv5_ctr") for name in changed), changed
+
+
+def test_training_only_what_does_not_exist_is_refused(config: TrainingConfig) -> None:
+    with pytest.raises(TrainingError, match="no tensor's name begins with head"):
+        Trainer(dataclasses.replace(config, train_only=("head",)), CPU)
 
 
 def test_the_fine_tuning_guide_works(

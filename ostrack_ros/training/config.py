@@ -28,6 +28,8 @@ class TrainingConfig:
     at `elimination_full`. `initialise` is a DINOv2 backbone (.npz) or weights of a network of
     `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks;
     weights are what a training left (.safetensors) or an exported model (.onnx).
+    The first `freeze_blocks` blocks stay as they are; with `train_only` everything does but the
+    tensors whose names begin with one of these (`box_head.conv1_ctr`).
     A `teacher`, weights of a network of `teacher_variant`, sees the same pairs; the trained network
     imitates its score map (`teacher_weight`) and its search features (`teacher_features`).
 
@@ -48,6 +50,7 @@ class TrainingConfig:
     initialise_variant: str | None = None
     initialise_blocks: tuple[int, ...] = ()
     freeze_blocks: int = 0
+    train_only: tuple[str, ...] = ()
     search_size: int | None = None
     steps: int = 100_000
     minutes: float | None = None
@@ -132,6 +135,7 @@ def make_config(values: dict[str, Any]) -> TrainingConfig:
             **values,
             "banks": tuple(map(str, banks)),
             "initialise_blocks": tuple(values.get("initialise_blocks") or ()),
+            "train_only": tuple(map(str, values.get("train_only") or ())),
             "synthesis": SynthesisSettings(**{**synthesis, **sizes}),
         }
     )

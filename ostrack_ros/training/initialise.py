@@ -100,9 +100,13 @@ def settle_norms(network: OSTrack, inputs: Iterable[tuple[Tensor, Tensor]]) -> N
     pairs of normalised templates and search regions [B, 3, H, W].
 
     Afterwards they still change nothing when evaluating, and hardly anything when training, where
-    they normalise by the batch at hand.
+    they normalise by the batch at hand. Frozen ones are left alone.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad
+    ]
     seen: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
     hooks = [
         norm.register_forward_pre_hook(lambda module, args: seen[module].append(_moments(args[0])))

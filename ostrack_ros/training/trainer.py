@@ -17,6 +17,7 @@ from ostrack_ros.network.variants import get_variant
 from ostrack_ros.network.vit import Features
 from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.data import normalise, pair_stream
+from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.initialise import (
     initialise_from_dinov2,
     initialise_from_network,
@@ -130,7 +131,7 @@ class Trainer:
         factor = learning_rate_factor(config, progress.step, progress.share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        self.network.train()
+        self._train_mode()
         losses: Losses = losses_of(batch, self._keep_ratio())
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -192,7 +193,20 @@ class Trainer:
         )
         self.average = WeightAverage(self.network, self.config.ema_decay)
 
+    def _train_mode(self) -> None:
+        """Frozen norms neither follow the batches nor normalise by them."""
+        self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+
     def _freeze(self) -> None:
+        only = self.config.train_only
+        if only:
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_(name.startswith(only))
+            if not any(parameter.requires_grad for parameter in self.network.parameters()):
+                raise TrainingError(f"no tensor's name begins with {' or '.join(only)}")
         count = self.config.freeze_blocks
         if count == 0:
             return
