@@ -52,8 +52,6 @@ class _Pairs(IterableDataset[PairBatch]):
 
 def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iterator[PairBatch]:
     """Endless batches on `device`. `seed` should differ after a resume, or the pairs repeat."""
-    # A forked worker would wait for ever for OpenCV's threads, which stay with its parent.
-    cv2.setNumThreads(0)
     bank, _ = training_banks(config)
     replay = _replay(config)
     if device.type == "cuda":
@@ -61,6 +59,8 @@ def pair_stream(config: TrainingConfig, device: torch.device, seed: int) -> Iter
     pairs = _Pairs(bank, replay, config, seed)
     if config.workers == 0:
         return iter(pairs)
+    # OpenCV's threads stay behind in a fork; a worker that changed their number waited for ever.
+    cv2.setNumThreads(0)
     return iter(DataLoader(pairs, batch_size=None, num_workers=config.workers, prefetch_factor=4))
 
 
