@@ -88,12 +88,11 @@ def _by_opencv(
     # OpenCV's integers are the middles of pixels.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     matrices = np.linalg.inv(half) @ view.double().numpy() @ half
-    bent = [False] * len(numbers) if bend is None else bend.flatten(1).any(1).tolist()
     for row, number in enumerate(numbers):
         width, height = (int(value) for value in used[row].tolist())
         border = cv2.BORDER_REFLECT if mirror is not None and mirror[row] else cv2.BORDER_CONSTANT
         maps = None
-        if bent[row] and bend is not None:
+        if bend is not None and bend[row].any():
             texels = _texels(view[row : row + 1], size, bend[row : row + 1])[0] - 0.5
             maps = (texels[..., 0].contiguous().numpy(), texels[..., 1].contiguous().numpy())
         for channel, plane in enumerate(pictures[number, :, :height, :width]):

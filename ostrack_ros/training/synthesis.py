@@ -285,11 +285,11 @@ class PairSynthesizer:
             @ _translation(center)
         )
         view = torch.where(pasted[:, None, None], scene_view, object_view)
+        bend = None
+        if warp is not None:  # a pasted object bends alone, without the scene behind it
+            bend = _bend(warp * ~pasted[:, None, None, None], placed, box[:, 2:], size)
         # A tracker at the image border sees black. Only a scene may be mirrored there: the mirror
         # image of a target would be a second one.
-        bend = None
-        if warp is not None:
-            bend = _bend(warp, placed, box[:, 2:], size) * ~pasted[:, None, None, None]
         return sample(self.bank.photos, photos, view, size, sizes, pasted, bend)
 
     def _warps(self, count: int) -> Tensor:
