@@ -623,7 +623,10 @@ def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exporte
     ("entries", "trained"),
     [
         ({"freeze_blocks": 2}, ("box_head.", "backbone.norm.")),
-        ({"train_only": ("box_head.conv2_ctr", "box_head.conv5_ctr")}, ("box_head.conv",)),
+        (
+            {"train_only": ("box_head.conv2_ctr", "box_head.conv5_ctr")},
+            ("box_head.conv2_ctr.", "box_head.conv5_ctr."),
+        ),
     ],
 )
 def test_what_is_frozen_stays_bit_for_bit_in_the_exported_file(
@@ -653,8 +656,6 @@ def test_what_is_frozen_stays_bit_for_bit_in_the_exported_file(
     }
     assert "box_head.conv2_ctr.0.weight" in changed
     assert all(name.startswith(trained) for name in changed), changed
-    if "train_only" in entries:
-        assert all(name.split(".")[1] in ("conv2_ctr", "conv5_ctr") for name in changed), changed
 
 
 def test_training_only_what_does_not_exist_is_refused(config: TrainingConfig) -> None:
