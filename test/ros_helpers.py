@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters, GetParameters  # noqa: E402
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
@@ -50,6 +51,12 @@ from ostrack_ros.srv import InitTarget  # noqa: E402
 BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 PATIENCE = 20.0
 """Seconds after which something that should have happened counts as not happening."""
+
+ASK_AGAIN = 3.0
+"""Seconds after which a question nobody answered is asked again."""
+
+_QUESTIONS = (GetState, GetParameters, DescribeParameters)
+"""Services that change nothing, so that asking twice does no harm."""
 
 _HIGHEST_DOMAIN = 101
 _PACKAGE = Path(ostrack_ros.__file__).resolve().parent
@@ -258,13 +265,26 @@ class Ros:
         return self.node.create_publisher(kind, topic, qos)
 
     def call(self, kind: Any, service: str, request: Any = None, timeout: float = PATIENCE) -> Any:
-        """The response of a service; AssertionError when there is none."""
+        """The response of a service; AssertionError when there is none.
+
+        A server that has not yet met this new client drops its response after 0.1 s
+        (rmw_fastrtps: "client will not receive response"), which happens while a node starts on a
+        busy machine. So what only asks is asked again.
+        """
         client = self.node.create_client(kind, service)
+        asked: list[Any] = []
+        again = 0.0
+
+        def answered() -> Any:
+            nonlocal again
+            if not asked or (kind in _QUESTIONS and time.monotonic() > again):
+                asked.append(client.call_async(request or kind.Request()))
+                again = time.monotonic() + ASK_AGAIN
+            return next((future for future in asked if future.done()), None)
+
         try:
             assert client.wait_for_service(timeout), f"there is no service {service}"
-            future = client.call_async(request or kind.Request())
-            until(future.done, f"an answer of {service}", timeout)
-            return future.result()
+            return until(answered, f"an answer of {service}", timeout).result()
         finally:
             self.node.destroy_client(client)
 
