@@ -65,27 +65,27 @@ class GatedBatchEngine(GatedEngine):
         return self._serve(templates)
 
 
-class Asker(threading.Thread):
-    """A tracker's thread with one question."""
+class Asker:
+    """A tracker with one question, asked in a thread of its own."""
 
     def __init__(self, handle: EngineHandle, number: int) -> None:
-        super().__init__(daemon=True)
-        self._handle = handle
+        self.handle = handle
         self._template = np.full((8, 8, 3), number, np.uint8)
         self.answer: float | None = None
         self.error: Exception | None = None
-        self.start()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
 
-    def run(self) -> None:
+    def _ask(self) -> None:
         try:
             search = np.zeros((16, 16, 3), np.uint8)
-            self.answer = self._handle.infer(self._template, search).cx
+            self.answer = self.handle.infer(self._template, search).cx
         except Exception as error:
             self.error = error
 
     def finish(self) -> Asker:
-        self.join(PATIENT)
-        assert not self.is_alive()
+        self._thread.join(PATIENT)
+        assert not self._thread.is_alive()
         return self
 
 
@@ -129,7 +129,7 @@ def test_the_eager_waits_for_its_turn(single: tuple[SharedEngine, GatedEngine]) 
     first, second = queue_up(shared, engine, 2)
     engine.release()
     first.finish()
-    again = Asker(first._handle, 9)
+    again = Asker(first.handle, 9)
     wait_until(lambda: len(shared._waiting) == 1)
     engine.release(2)
     again.finish()
@@ -213,7 +213,7 @@ def test_closing_refuses_who_waits_and_closes_the_engine_once() -> None:
     assert served.finish().answer == 0
     closer.join(PATIENT)
     assert engine.closed == 1
-    assert "was closed" in str(Asker(served._handle, 1).finish().error)
+    assert "was closed" in str(Asker(served.handle, 1).finish().error)
     with pytest.raises(EngineError, match="was closed"):
         shared.handle()
 

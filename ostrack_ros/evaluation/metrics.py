@@ -38,7 +38,7 @@ class Protocol(Enum):
     @property
     def success_thresholds(self) -> FloatArray:
         """Overlap thresholds of the success curve: 21 for OTB, 101 for GOT-10k."""
-        return np.linspace(0.0, 1.0, 21 if self is Protocol.OTB else 101)
+        return np.linspace(0.0, 1.0, 21 if self is Protocol.OTB else 101, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
