@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 import rclpy
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.exceptions import InvalidParameterTypeException, ParameterException
 from rclpy.executors import (
     Executor,
@@ -17,6 +19,8 @@ from rclpy.node import Node
 
 from ostrack_ros.nodes.executor import PromptExecutor
 from ostrack_ros.nodes.logs import forward_logs, stop_forwarding
+
+_LOOK_SECONDS = 1.0
 
 
 class StartError(Exception):
@@ -57,6 +61,7 @@ def run_nodes(
     executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
     for node in nodes:
         executor.add_node(node)
+    _look_up_now_and_then(nodes[0])
     handler = forward_logs(nodes[0].get_logger())
     try:
         while rclpy.ok():
@@ -65,6 +70,20 @@ def run_nodes(
         stop_forwarding(handler)
         _leave(nodes)
     return 0
+
+
+def _look_up_now_and_then(node: Node) -> None:
+    """Have the executor see within a second that the context was shut down.
+
+    rclpy's signal handler wakes the executor before it shuts the context down. One that is quick to
+    look finds all well and waits again; without messages nothing would end that wait.
+    """
+    node.create_timer(
+        _LOOK_SECONDS,
+        lambda: None,
+        callback_group=MutuallyExclusiveCallbackGroup(),
+        clock=Clock(clock_type=ClockType.STEADY_TIME),
+    )
 
 
 def _spin_until_trouble(executor: Executor, on_error: Callable[[Exception], None]) -> None:
