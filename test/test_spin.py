@@ -39,3 +39,29 @@ def test_an_idle_node_ends_though_its_wake_up_was_lost(tmp_path: Path, threads: 
         node = ros.run(str(script))
         assert node.wait() == 0
         assert "shut down" in node.output
+
+
+STOPPED_NODE = """
+import rclpy
+from rclpy.node import Node
+
+from ostrack_ros.nodes.spin import run_node
+
+
+def make_node():
+    rclpy.shutdown()
+    return Node("late")
+
+
+raise SystemExit(run_node(make_node))
+"""
+
+
+def test_a_node_stopped_while_it_starts_leaves_without_a_traceback(tmp_path: Path) -> None:
+    """A signal shuts the context down at any moment; nodes cannot be made without one."""
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED_NODE)
+    with ros_session(tmp_path) as ros:
+        node = ros.run(str(script))
+        assert node.wait() == 0
+        assert "Traceback" not in node.output

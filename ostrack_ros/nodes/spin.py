@@ -47,21 +47,27 @@ def run_nodes(
     # anywhere, and could only interrupt the orderly end.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=None if args is None else list(args))
-    try:
-        nodes = make_nodes()
-    except (ParameterException, StartError, ValueError) as error:
-        print(f"cannot start: {_explain(error)}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
+    nodes: Sequence[Node] = ()
 
     def on_error(error: Exception) -> None:
         if rclpy.ok():
             nodes[0].get_logger().error(f"a callback failed: {type(error).__name__}: {error}")
 
-    executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
-    for node in nodes:
-        executor.add_node(node)
-    _look_up_now_and_then(nodes[0])
+    try:
+        nodes = make_nodes()
+        executor = SingleThreadedExecutor() if threads == 1 else PromptExecutor(threads, on_error)
+        for node in nodes:
+            executor.add_node(node)
+        _look_up_now_and_then(nodes[0])
+    except Exception as error:
+        if not rclpy.ok():  # Told to stop while starting, so what was being made had no context.
+            _leave(nodes)
+            return 0
+        if not isinstance(error, (ParameterException, StartError, ValueError)):
+            raise
+        print(f"cannot start: {_explain(error)}", file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
     handler = forward_logs(nodes[0].get_logger())
     try:
         while rclpy.ok():
