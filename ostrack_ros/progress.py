@@ -1,7 +1,8 @@
-"""A progress bar on stderr."""
+"""A progress bar on stderr, with what rich 11 has, Ubuntu 22.04's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,23 +16,21 @@ def progress_bar(total: int | None, unit: str = "frames") -> Iterator[Callable[[
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}  {{task.fields[speed]}}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task("", total=total, speed="")
+    known = total is not None
+    counts = f"{{task.completed:.0f}}/{total if known else '?'} {unit}  {{task.fields[speed]}}"
+    columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+    columns += [BarColumn()] if known else []
+    columns += [TextColumn(counts), TimeElapsedColumn()]
+    columns += [TimeRemainingColumn()] if known else []
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total if known else math.inf, speed="")
 
         def advance(description: str) -> None:
             speed = progress.tasks[0].speed
@@ -49,11 +48,11 @@ def progress_bar(total: int | None, unit: str = "frames") -> Iterator[Callable[[
 def fraction_bar() -> Iterator[Callable[[float | None, str], None]]:
     """Show a bar for work that reports a fraction in [0, 1] (None: unknown) and a line of text."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
         BarColumn(),
-        TaskProgressColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
         console=Console(stderr=True),
@@ -61,10 +60,10 @@ def fraction_bar() -> Iterator[Callable[[float | None, str], None]]:
 
         def report(fraction: float | None, text: str) -> None:
             # The bar appears with the first report, so that an error before it stands alone.
-            task = progress.task_ids[0] if progress.task_ids else progress.add_task("", total=None)
+            task = progress.task_ids[0] if progress.task_ids else progress.add_task("", total=1.0)
             if fraction is None:
                 progress.update(task, description=text)
             else:
-                progress.update(task, total=1.0, completed=fraction, description=text)
+                progress.update(task, completed=fraction, description=text)
 
         yield report

@@ -34,6 +34,8 @@ def reference(rgb: NDArray[np.uint8], box: Box, factor: float, size: int) -> NDA
         inside, pad_top, pad_bottom, pad_left, pad_right, cv2.BORDER_CONSTANT, value=0
     )
     assert padded.shape[:2] == (side, side)
+    if side == 1:  # OpenCV 4.5.4 cannot enlarge these.
+        return np.repeat(np.repeat(padded, size, axis=0), size, axis=1)
     return cv2.resize(padded, (size, size))
 
 
@@ -225,3 +227,18 @@ def test_largest_crop_is_affordable() -> None:
     side = MAX_SIDE / 4.0
     crop = crop_region(frame, Box(-side / 2, -side / 2, side, side), 4.0, 256)
     assert crop.side == MAX_SIDE
+
+
+@pytest.mark.parametrize("pixel_format", PixelFormat)
+def test_a_crop_of_one_pixel_needs_no_opencv(
+    monkeypatch: pytest.MonkeyPatch, pixel_format: PixelFormat
+) -> None:
+    """OpenCV 4.5.4, which Ubuntu 22.04 has, raises for a colour picture of 1 x 1."""
+
+    def resize(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a picture of 1 x 1 reached OpenCV")
+
+    monkeypatch.setattr(crop_module.cv2, "resize", resize)
+    pixels = image(2, 2, pixel_format)
+    crop = crop_region(Frame(pixels, pixel_format, 0), Box(0.0, 0.0, 1.0, 0.05), 2.0, 32)
+    assert np.array_equal(crop.pixels, np.tile(to_rgb(pixels, pixel_format)[:1, :1], (32, 32, 1)))

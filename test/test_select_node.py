@@ -103,7 +103,7 @@ def test_a_person_can_point_at_a_target(ros: Ros) -> None:
     boxes = ros.subscribe(InitBox, "init_box", 1)
     camera = ros.publisher(Image, "image", BEST_EFFORT)
     until(lambda: camera.get_subscription_count() == 1, "the node to listen")
-    picture = np.full((48, 64, 3), 50, np.uint8)
+    picture = np.full((240, 320, 3), 50, np.uint8)  # its corner beyond all that is written
     camera.publish(image(picture, 1_000))
     until(lambda: window.shown, "the picture")
     window.listener.press(10, 12)
@@ -111,14 +111,14 @@ def test_a_person_can_point_at_a_target(ros: Ros) -> None:
     window.listener.move(30, 40)
     count = len(window.shown)
     until(lambda: len(window.shown) > count + 3, "more pictures")
-    assert window.shown[-1][47, 63, 0] == 50, "the picture stands still during a drag"
+    assert window.shown[-1][239, 319, 0] == 50, "the picture stands still during a drag"
     assert tuple(window.shown[-1][20, 10]) != (50, 50, 50), "and shows the box"
     window.listener.release(40, 44)
     sent: Any = boxes.wait_for(lambda message: True, "the init box")
     assert nanoseconds(sent) == 1_000
     assert (sent.box.center_x, sent.box.center_y) == (25.0, 28.0)
     assert (sent.box.size_x, sent.box.size_y) == (30.0, 32.0)
-    until(lambda: window.shown[-1][47, 63, 0] == 150, "the live picture again")
+    until(lambda: window.shown[-1][239, 319, 0] == 150, "the live picture again")
     stops: list[bool] = []
 
     def on_stop(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

@@ -68,7 +68,7 @@ def plot_overlaps(report: Report, path: Path) -> None:
             panel.axvspan(frame - 0.5, frame + 0.5, color="mistyrose", zorder=0)
         panel.set(ylim=(0, 1.02), xlim=(0, max(1, len(frames) - 1)))
         panel.set_ylabel(row.sequence.name, rotation=0, ha="right", fontsize="small")
-    panels[0].legend(fontsize="x-small", ncols=3, loc="lower left")
+    panels[0].legend(fontsize="x-small", ncol=3, loc="lower left")
     panels[-1].set_xlabel("frame")
     _save(figure, path)
 

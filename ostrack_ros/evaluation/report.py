@@ -122,9 +122,9 @@ class Report:
     def table(self) -> Table:
         """Figures per sequence, and of the whole in the last row."""
         table = _table(f"{self.tracker} on {self.dataset}", self.protocol, "sequence")
-        for row in self.sequences:
-            _add(table, row.sequence.name, row.scores, row.median_seconds)
-        table.add_section()
+        last = len(self.sequences) - 1
+        for index, row in enumerate(self.sequences):
+            _add(table, row.sequence.name, row.scores, row.median_seconds, index == last)
         whole = "all frames" if self.protocol is Protocol.GOT10K else "mean"
         _add(table, whole, self.overall, self.median_seconds)
         return table
@@ -153,7 +153,9 @@ def _table(title: str, protocol: Protocol, first: str) -> Table:
     return table
 
 
-def _add(table: Table, name: str, scores: Scores, seconds: float) -> None:
+def _add(
+    table: Table, name: str, scores: Scores, seconds: float, ends_section: bool = False
+) -> None:
     figures = (
         scores.auc,
         scores.precision,
@@ -162,9 +164,8 @@ def _add(table: Table, name: str, scores: Scores, seconds: float) -> None:
         scores.sr50,
         scores.sr75,
     )
-    table.add_row(
-        name, *(f"{v:.3f}" for v in figures), f"{1e3 * seconds:.1f}", f"{1 / seconds:.0f}"
-    )
+    cells = (*(f"{v:.3f}" for v in figures), f"{1e3 * seconds:.1f}", f"{1 / seconds:.0f}")
+    table.add_row(name, *cells, end_section=ends_section)
 
 
 def _finite(value: float) -> float | None:

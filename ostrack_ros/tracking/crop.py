@@ -115,6 +115,8 @@ def _mostly_black(view: NDArray[np.uint8], side: int, size: int) -> bool:
 
 
 def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (1, 1):  # OpenCV 4.5.4 (Ubuntu 22.04) refuses these if they have colours.
+        return np.tile(image, (size, size, 1)[: image.ndim])
     resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)
 
