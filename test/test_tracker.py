@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_graph import SPEC
@@ -110,6 +110,10 @@ fractions = st.floats(0.0, 1.0)
     ).map(lambda box: box.clipped(WIDTH, HEIGHT, 3.0)),
     st.lists(st.tuples(fractions, fractions, fractions, fractions, fractions), max_size=12),
 )
+@example(
+    Box(0.0, 0.0, 4.0, 63.0),
+    [(0.0, 0.0, 0.0, 0.875, 0.0), (0.9999999999999999, 0.0, 0.0, 0.0, 0.0), (0.0,) * 5],
+)
 def test_plain_mode_is_the_published_tracker(
     box: Box, answers: list[tuple[float, float, float, float, float]]
 ) -> None:
@@ -123,6 +127,8 @@ def test_plain_mode_is_the_published_tracker(
         state = published_step(state, engine.answer, SPEC.search_factor, SPEC.search_size)
         assert estimate.box is not None
         assert list(estimate.box) == pytest.approx(state, abs=1e-9)
+        # A crop's corner is rounded, so at half a pixel the last bit decides: go on from the same.
+        state = list(estimate.box)
         assert estimate.state is TRACKING
         assert estimate.measured
         assert estimate.score == values[4]
