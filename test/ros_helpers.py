@@ -5,6 +5,7 @@ Every session has a private ROS domain, so tests neither see each other nor anyt
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -272,14 +273,15 @@ class Ros:
         busy machine. So what only asks is asked again.
         """
         client = self.node.create_client(kind, service)
+        pause = ASK_AGAIN if kind in _QUESTIONS else math.inf
         asked: list[Any] = []
         again = 0.0
 
         def answered() -> Any:
             nonlocal again
-            if not asked or (kind in _QUESTIONS and time.monotonic() > again):
+            if time.monotonic() >= again:
                 asked.append(client.call_async(request or kind.Request()))
-                again = time.monotonic() + ASK_AGAIN
+                again = time.monotonic() + pause
             return next((future for future in asked if future.done()), None)
 
         try:

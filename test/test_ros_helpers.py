@@ -10,6 +10,7 @@ from ros_helpers import ros_session
 
 # isort: split
 # The import above skips this file where ROS is not installed; those below would fail.
+from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
@@ -31,11 +32,13 @@ class Forgetful(Node):
     async def _get_state(
         self, _request: GetState.Request, response: GetState.Response
     ) -> GetState.Response:
-        response.current_state.id = 3
+        response.current_state.id = State.PRIMARY_STATE_ACTIVE
         await self._count("get_state")
         return response
 
-    async def _stop(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+    async def _stop(
+        self, _request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
         await self._count("stop")
         return response
 
@@ -50,7 +53,7 @@ def test_a_lost_answer_is_asked_for_again(tmp_path: Path) -> None:
     with ros_session(tmp_path) as ros:
         node = Forgetful(ros.node.context)
         ros.add(node)
-        ros.wait_for_state("/forgetful", 3)
+        ros.wait_for_state("/forgetful", State.PRIMARY_STATE_ACTIVE)
         assert node.requests["get_state"] == 2
 
 

@@ -122,9 +122,10 @@ class Report:
     def table(self) -> Table:
         """Figures per sequence, and of the whole in the last row."""
         table = _table(f"{self.tracker} on {self.dataset}", self.protocol, "sequence")
-        last = len(self.sequences) - 1
-        for index, row in enumerate(self.sequences):
-            _add(table, row.sequence.name, row.scores, row.median_seconds, index == last)
+        for row in self.sequences:
+            _add(table, row.sequence.name, row.scores, row.median_seconds)
+        for last in table.rows[-1:]:  # rich 11 has no add_section.
+            last.end_section = True
         whole = "all frames" if self.protocol is Protocol.GOT10K else "mean"
         _add(table, whole, self.overall, self.median_seconds)
         return table
@@ -153,9 +154,7 @@ def _table(title: str, protocol: Protocol, first: str) -> Table:
     return table
 
 
-def _add(
-    table: Table, name: str, scores: Scores, seconds: float, ends_section: bool = False
-) -> None:
+def _add(table: Table, name: str, scores: Scores, seconds: float) -> None:
     figures = (
         scores.auc,
         scores.precision,
@@ -164,8 +163,9 @@ def _add(
         scores.sr50,
         scores.sr75,
     )
-    cells = (*(f"{v:.3f}" for v in figures), f"{1e3 * seconds:.1f}", f"{1 / seconds:.0f}")
-    table.add_row(name, *cells, end_section=ends_section)
+    table.add_row(
+        name, *(f"{v:.3f}" for v in figures), f"{1e3 * seconds:.1f}", f"{1 / seconds:.0f}"
+    )
 
 
 def _finite(value: float) -> float | None:
