@@ -170,6 +170,34 @@ def test_training_lowers_the_loss_on_one_batch(config: TrainingConfig) -> None:
     assert min(losses[50:]) < 0.85 * min(losses[:3])
 
 
+def test_relative_rates_follow_the_size_of_the_matrices(config: TrainingConfig) -> None:
+    """One flat rate wipes out small weights within a hundred steps."""
+    relative = dataclasses.replace(
+        config, relative_rate=0.01, backbone_rate=0.5, head_rate=0.25, warmup_steps=1
+    )
+    trainer = Trainer(relative, CPU)
+    rates = {
+        id(parameter): group["peak"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    parameters = dict(trainer.network.named_parameters())
+    matrix = parameters["backbone.blocks.1.mlp.fc2.weight"]
+    size = float(matrix.detach().square().mean().sqrt())
+    for name, expected in {
+        "backbone.blocks.1.mlp.fc2.weight": 0.01 * size,
+        "backbone.blocks.1.mlp.fc2.bias": 0.01 * size,
+        "backbone.blocks.1.norm2.weight": 0.5,
+        "backbone.pos_embed_x": 0.5,
+        "box_head.conv5_size.bias": 0.25,
+    }.items():
+        assert rates[id(parameters[name])] == pytest.approx(expected), name
+    before = matrix.detach().clone()
+    trainer._step(next(pair_stream(config, CPU, seed=3)), trainer._losses)
+    moved = (matrix.detach() - before).abs().max()
+    assert 0 < moved <= 1.1 * 0.01 * size  # AdamW's first step moves a weight by its rate
+
+
 def test_the_speed_of_training_is_measured(
     config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ class TrainingConfig:
     It lasts `steps` optimiser steps or, if `minutes` is given, that long; all schedules follow the
     share of the run that is done. Learning rates are peaks: a linear warm-up over `warmup_steps`,
     constant until `decay_from` (a share of the run), then linear down to `final_rate` of the peak.
+    With `relative_rate` the backbone's layers move by that share of their own weights' root mean
+    square instead, and `backbone_rate` is left for its norms and positions.
     Candidate elimination is off until `elimination_from` and reaches the variant's own keep ratio
     at `elimination_full`. `initialise` is a DINOv2 backbone (.npz) or weights of a network of
     `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks;
@@ -56,6 +58,7 @@ class TrainingConfig:
     minutes: float | None = None
     batch_size: int = 24
     backbone_rate: float = 1.5e-4
+    relative_rate: float | None = None
     head_rate: float = 1e-3
     weight_decay: float = 0.02
     gradient_clip: float = 1.0

@@ -275,22 +275,44 @@ def _rest(losses: Losses) -> tuple[Tensor, ...]:
 
 
 def _optimizer(network: OSTrack, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with a lower rate for the backbone, and no decay of biases, norms and positions."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """AdamW with other rates for the backbone, and no decay of biases, norms and positions."""
+    rates = {"": config.head_rate} | _backbone_rates(network.backbone, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or "pos_embed" in name
-        groups.setdefault((name.startswith("backbone."), plain), []).append(parameter)
-    rates = {True: config.backbone_rate, False: config.head_rate}
+        rate = rates[name.removeprefix("backbone.") if name.startswith("backbone.") else ""]
+        groups.setdefault((rate, plain), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": rates[backbone],
-                "peak": rates[backbone],
+                "lr": rate,
+                "peak": rate,
                 "weight_decay": 0.0 if plain else config.weight_decay,
             }
-            for (backbone, plain), parameters in groups.items()
+            for (rate, plain), parameters in groups.items()
         ]
     )
+
+
+def _backbone_rates(backbone: nn.Module, config: TrainingConfig) -> dict[str, float]:
+    """The peak rate of every parameter of the backbone, by its name.
+
+    AdamW moves a weight by about its rate in every step, however small the weight is; with
+    `relative_rate` a layer's rate follows the root mean square of its matrix, which in a DINOv2
+    ViT-S with LayerScale folded in is 0.0035 to 0.024.
+    """
+    parameters = dict(backbone.named_parameters())
+    if config.relative_rate is None:
+        return dict.fromkeys(parameters, config.backbone_rate)
+    rates = {}
+    for name in parameters:
+        matrix = parameters.get(name.removesuffix(".bias").removesuffix(".weight") + ".weight")
+        if matrix is None or matrix.ndim <= 1:
+            rates[name] = config.backbone_rate
+        else:
+            size = float(matrix.detach().square().mean().sqrt())
+            rates[name] = config.relative_rate * size
+    return rates
