@@ -39,9 +39,26 @@ def planned_packages() -> list[str]:
     return [item["metadata"]["name"].lower() for item in plan["install"]]
 
 
-def least_room() -> int:
-    """Free bytes where pip installs and where it unpacks, whichever has less."""
-    return min(shutil.disk_usage(place).free for place in (sys.prefix, tempfile.gettempdir()))
+def objection() -> str | None:
+    """Why `auto` leaves torch out here; None where nothing speaks against it."""
+    room = min(shutil.disk_usage(place).free for place in (sys.prefix, tempfile.gettempdir()))
+    if room < ROOM_NEEDED:
+        return (
+            f"torch is not installed: the disk has {room / 1e9:.1f} GB left and it takes "
+            f"{ROOM_NEEDED / 1e9:.0f}. Tests that need it will be skipped; free some, or "
+            "`make test TORCH=yes` tries all the same."
+        )
+    try:
+        planned = planned_packages()
+    except subprocess.CalledProcessError:
+        return "pip finds no torch for this Python; tests that need it will be skipped."
+    large = [name for name in planned if name.startswith(_CUDA_PREFIXES)]
+    if large:
+        return (
+            f"torch is not installed: PyPI's build would bring {len(large)} CUDA packages of "
+            "several GB. Tests that need it will be skipped; `make test TORCH=yes` installs it."
+        )
+    return None
 
 
 def main() -> int:
@@ -52,27 +69,9 @@ def main() -> int:
     if mode == "no":
         print("torch is not installed (TORCH=no); tests that need it will be skipped.")
         return 0
-    if mode == "auto":
-        try:
-            planned = planned_packages()
-        except subprocess.CalledProcessError:
-            print("pip finds no torch for this Python; tests that need it will be skipped.")
-            return 0
-        large = [name for name in planned if name.startswith(_CUDA_PREFIXES)]
-        if large:
-            print(
-                f"torch is not installed: PyPI's build would bring {len(large)} CUDA packages of "
-                "several GB. Tests that need it will be skipped; `make test TORCH=yes` installs it."
-            )
-            return 0
-        room = least_room()
-        if room < ROOM_NEEDED:
-            print(
-                f"torch is not installed: the disk has {room / 1e9:.1f} GB left and it takes "
-                f"{ROOM_NEEDED / 1e9:.0f}. Tests that need it will be skipped; free some, or "
-                "`make test TORCH=yes` tries all the same."
-            )
-            return 0
+    if mode == "auto" and (reason := objection()):
+        print(reason)
+        return 0
     command = [sys.executable, "-m", "pip", "install", "--quiet"]
     for requirements in (REQUIREMENTS, COMPILER_REQUIREMENTS):
         command += ["-r", str(requirements)]

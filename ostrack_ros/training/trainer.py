@@ -276,14 +276,13 @@ def _rest(losses: Losses) -> tuple[Tensor, ...]:
 
 def _optimizer(network: OSTrack, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with other rates for the backbone, and no decay of biases, norms and positions."""
-    rates = {"": config.head_rate} | _backbone_rates(network.backbone, config)
+    rates = _peak_rates(network, config)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or "pos_embed" in name
-        rate = rates[name.removeprefix("backbone.") if name.startswith("backbone.") else ""]
-        groups.setdefault((rate, plain), []).append(parameter)
+        groups.setdefault((rates[name], plain), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
@@ -297,22 +296,22 @@ def _optimizer(network: OSTrack, config: TrainingConfig) -> torch.optim.AdamW:
     )
 
 
-def _backbone_rates(backbone: nn.Module, config: TrainingConfig) -> dict[str, float]:
-    """The peak rate of every parameter of the backbone, by its name.
+def _peak_rates(network: OSTrack, config: TrainingConfig) -> dict[str, float]:
+    """The peak rate of every parameter, by its name.
 
     AdamW moves a weight by about its rate in every step, however small the weight is; with
     `relative_rate` a layer's rate follows the root mean square of its matrix, which in a DINOv2
     ViT-S with LayerScale folded in is 0.0035 to 0.024.
     """
-    parameters = dict(backbone.named_parameters())
+    rates = {
+        name: config.backbone_rate if name.startswith("backbone.") else config.head_rate
+        for name, _ in network.named_parameters()
+    }
     if config.relative_rate is None:
-        return dict.fromkeys(parameters, config.backbone_rate)
-    rates = {}
-    for name in parameters:
-        matrix = parameters.get(name.removesuffix(".bias").removesuffix(".weight") + ".weight")
-        if matrix is None or matrix.ndim <= 1:
-            rates[name] = config.backbone_rate
-        else:
-            size = float(matrix.detach().square().mean().sqrt())
-            rates[name] = config.relative_rate * size
+        return rates
+    for name, layer in network.named_modules():
+        if name.startswith("backbone.") and isinstance(layer, nn.Linear | nn.Conv2d):
+            size = float(layer.weight.detach().square().mean().sqrt())
+            for part, _ in layer.named_parameters():
+                rates[f"{name}.{part}"] = config.relative_rate * size
     return rates
