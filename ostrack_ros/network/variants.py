@@ -86,6 +86,8 @@ VARIANTS: dict[str, Variant] = {
         embed_dim=384,
         depth=8,
         heads=6,
+        template_factor=1.75,
+        search_factor=3.5,
         elimination=EliminationSchedule((3, 5), 0.7),
         head_channels=96,
     ),

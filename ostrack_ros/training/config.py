@@ -57,7 +57,7 @@ class TrainingConfig:
     steps: int = 100_000
     minutes: float | None = None
     batch_size: int = 24
-    backbone_rate: float = 1.5e-4
+    backbone_rate: float = 3e-5
     relative_rate: float | None = None
     head_rate: float = 1e-3
     weight_decay: float = 0.02
