@@ -18,7 +18,8 @@ from torch import Tensor
 from ostrack_ros.network.checkpoint import CheckpointError, read_weights
 from ostrack_ros.training.state import save_tensors
 
-FEWEST_LEVELS, MOST_LEVELS = 2, 256  # one is no network, and 256 is what fp16 itself gives
+# fp16 holds whole numbers up to 2,048 exactly, so at 256 levels weights of 8 times the usual size.
+FEWEST_LEVELS, MOST_LEVELS = 2, 256
 DEFAULT_LEVELS = 16
 
 
