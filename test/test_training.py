@@ -44,11 +44,12 @@ from ostrack_ros.training.config import (  # noqa: E402
     load_config,
     make_config,
 )
-from ostrack_ros.training.data import pair_stream  # noqa: E402
+from ostrack_ros.training.data import normalise, pair_stream  # noqa: E402
 from ostrack_ros.training.errors import TrainingError  # noqa: E402
 from ostrack_ros.training.initialise import (  # noqa: E402
     initialise_from_dinov2,
     initialise_from_network,
+    pick_blocks,
     settle_norms,
 )
 from ostrack_ros.training.losses import (  # noqa: E402
@@ -511,12 +512,58 @@ def test_a_smaller_region_takes_the_positions_of_the_middle() -> None:
 
 def test_chosen_blocks_start_a_shallower_network() -> None:
     large, small = OSTrack(SOURCE), OSTrack(dataclasses.replace(SOURCE, depth=2))
-    initialise_from_network(small, large.state_dict(), SOURCE, (1, 3))
+    initialise_from_network(small, pick_blocks(large.state_dict(), (1, 3), SOURCE), SOURCE)
     for new, old in enumerate((1, 3)):
         for key, value in small.backbone.blocks[new].state_dict().items():
             assert torch.equal(value, large.backbone.blocks[old].state_dict()[key])
     with pytest.raises(ValueError, match="block 4 does not exist: source has 4"):
-        initialise_from_network(small, large.state_dict(), SOURCE, (1, 4))
+        pick_blocks(large.state_dict(), (1, 4), SOURCE)
+
+
+@pytest.mark.parametrize("size", [0.05, 0.2, 0.35, 0.6])
+def test_a_head_measures_by_the_region_that_it_now_sees(size: float) -> None:
+    """Three quarters of the region: the same target is a third larger in it."""
+    large = OSTrack(SOURCE)
+    small = OSTrack(dataclasses.replace(SOURCE, search_size=192, search_factor=3.0))
+    with torch.no_grad():
+        large.box_head.conv5_size.weight.zero_()
+        large.box_head.conv5_size.bias.fill_(math.log(0.75 * size / (1 - 0.75 * size)))
+    assert initialise_from_network(small, large.state_dict(), SOURCE) == len(small.state_dict())
+    maps: Maps = small.box_head(torch.zeros(1, SOURCE.embed_dim, 12, 12))
+    assert maps.size.min().item() == pytest.approx(size, abs=0.02)
+
+
+def test_a_narrower_network_starts_near_the_wide_one(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rates of zero, what a run leaves is what it started from."""
+    wide = OSTrack(VARIANTS["toy"]).eval()
+    wide.load_state_dict(seeded_state(wide, seed=4))
+    save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+    narrow = dataclasses.replace(VARIANTS["toy"], mlp_width=100, heads=1, head_dim=24)
+    monkeypatch.setitem(VARIANTS, "narrow", narrow)
+    still = dataclasses.replace(
+        config,
+        variant="narrow",
+        initialise=str(tmp_path / "wide.safetensors"),
+        initialise_variant="toy",
+        steps=1,
+        backbone_rate=0.0,
+        head_rate=0.0,
+        train_only=("backbone.norm",),
+    )
+    Trainer(still, CPU).run()
+    network = OSTrack(narrow).eval()
+    network.load_state_dict(load_file(Path(config.output) / WEIGHTS_FILE))
+    batch = next(pair_stream(config, CPU, seed=9))
+    template, search = normalise(batch.template), normalise(batch.search)
+    untrained = OSTrack(narrow).eval()
+    initialise_from_network(untrained, wide.state_dict(), VARIANTS["toy"])
+    with torch.no_grad():
+        expected = wide.backbone(template, search).search
+        near = (network.backbone(template, search).search - expected).square().mean()
+        far = (untrained.backbone(template, search).search - expected).square().mean()
+    assert near < 0.5 * far
 
 
 def test_features_are_compared_where_both_networks_kept_them() -> None:
@@ -654,6 +701,10 @@ def test_training_goes_on_from_an_exported_model(config: TrainingConfig, exporte
         (
             {"train_only": ("box_head.conv2_ctr", "box_head.conv5_ctr")},
             ("box_head.conv2_ctr.", "box_head.conv5_ctr."),
+        ),
+        (
+            {"train_only": ("backbone.blocks.*.norm", "box_head.*.1.", "box_head.conv2_ctr")},
+            ("backbone.blocks.0.norm", "backbone.blocks.1.norm", "box_head."),
         ),
     ],
 )

@@ -14,7 +14,9 @@ class Variant:
     """Everything needed to build a network and to crop its inputs.
 
     Sizes are pixels of the square inputs, factors are crop sides in units of sqrt(box area),
-    `head_channels` is the width of the head's first convolution (256 as published).
+    `head_channels` is the width of the head's first convolution (256 as published), `mlp_width`
+    the hidden width of the blocks' MLPs (4 * `embed_dim`) and `head_dim` the width of one attention
+    head (`embed_dim` / `heads`); None stands for the value in brackets, which is the published one.
     """
 
     name: str
@@ -27,13 +29,15 @@ class Variant:
     search_factor: float = 4.0
     elimination: EliminationSchedule | None = None
     head_channels: int = 256
+    mlp_width: int | None = None
+    head_dim: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("template_size", "search_size"):
             size = getattr(self, name)
             if size <= 0 or size % PATCH_SIZE:
                 raise ValueError(f"{name} is {size}, expected a positive multiple of {PATCH_SIZE}")
-        if self.embed_dim % self.heads:
+        if self.head_dim is None and self.embed_dim % self.heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of heads {self.heads}")
         if self.head_channels % 8:
             raise ValueError(f"head_channels is {self.head_channels}, expected a multiple of 8")
@@ -44,6 +48,11 @@ class Variant:
                 raise ValueError(
                     f"elimination blocks {self.elimination.blocks} do not fit depth {self.depth}"
                 )
+
+    @property
+    def attention_width(self) -> int:
+        """Of queries, keys and values, all heads together."""
+        return self.heads * (self.head_dim or self.embed_dim // self.heads)
 
     @property
     def template_tokens(self) -> int:

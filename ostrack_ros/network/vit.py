@@ -51,11 +51,12 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention that can also report one row of its softmax."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.head_dim = width // heads
+        self.qkv = nn.Linear(dim, 3 * width)
+        self.proj = nn.Linear(width, dim)
 
     def forward(
         self, x: Tensor, row: int | None = None, first: int = 0
@@ -64,15 +65,15 @@ class Attention(nn.Module):
         the attention of token `row` to all tokens [B, N] (mean over heads, in fp32 whatever the
         network's precision) if a row is asked for.
         """
-        batch, count, dim = x.shape
+        batch, count, _ = x.shape
         qkv: Tensor = self.qkv(x)
-        qkv = qkv.reshape(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = qkv.reshape(batch, count, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
         mixed = _attend(query[:, :, first:], key, value)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count - first, dim))
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count - first, -1))
         if row is None:
             return out, None
-        scale = (dim // self.heads) ** -0.5
+        scale = self.head_dim**-0.5
         logits = (query[:, :, row : row + 1] * scale) @ key.transpose(-2, -1)
         # Not mean(): TensorRT 8.6 ignores the axes of ReduceMean in opset 18, without a word.
         return out, logits.float().softmax(dim=-1).sum(dim=1)[:, 0] / self.heads
@@ -105,12 +106,13 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; candidates are eliminated between attention and MLP."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
+        dim = variant.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, variant.heads, variant.attention_width)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, MLP_RATIO * dim)
+        self.mlp = Mlp(dim, variant.mlp_width or MLP_RATIO * dim)
 
     def forward(
         self, x: Tensor, template_tokens: int, keep_ratio: float | None, last: bool = False
@@ -140,10 +142,17 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed_z = nn.Parameter(torch.zeros(1, variant.template_tokens, dim))
         self.pos_embed_x = nn.Parameter(torch.zeros(1, variant.score_size**2, dim))
-        self.blocks = nn.ModuleList(Block(dim, variant.heads) for _ in range(variant.depth))
+        self.blocks = nn.ModuleList(Block(variant) for _ in range(variant.depth))
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         nn.init.trunc_normal_(self.pos_embed_z, std=0.02)
         nn.init.trunc_normal_(self.pos_embed_x, std=0.02)
+
+    def embed(self, template: Tensor, search: Tensor) -> Tensor:
+        """The inputs of `forward` -> the first block's tokens [B, Nz + Nx, C]."""
+        z = self.patch_embed(template) + self.pos_embed_z
+        x = self.patch_embed(search)
+        x = x + central_positions(self.pos_embed_x, x.shape[1])
+        return torch.cat([z, x], dim=1)
 
     def forward(
         self, template: Tensor, search: Tensor, keep_ratio: float | None = None
@@ -153,11 +162,9 @@ class VisionTransformer(nn.Module):
         `keep_ratio` replaces the schedule's own (the training warms it up from 1). A `search`
         smaller than the variant's is taken for the middle of its search region.
         """
-        z = self.patch_embed(template) + self.pos_embed_z
-        x = self.patch_embed(search)
-        x = x + central_positions(self.pos_embed_x, x.shape[1])
-        template_tokens, search_tokens = z.shape[1], x.shape[1]
-        tokens = torch.cat([z, x], dim=1)
+        tokens = self.embed(template, search)
+        template_tokens = self.pos_embed_z.shape[1]
+        search_tokens = tokens.shape[1] - template_tokens
         positions: Tensor | None = None
         removed: list[Tensor] = []
         for index, block in enumerate(self.blocks):

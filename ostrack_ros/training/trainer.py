@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -19,8 +20,10 @@ from ostrack_ros.training.config import TrainingConfig
 from ostrack_ros.training.data import normalise, pair_stream
 from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.initialise import (
+    adapt_weights,
     initialise_from_dinov2,
     initialise_from_network,
+    pick_blocks,
     settle_norms,
 )
 from ostrack_ros.training.losses import (
@@ -29,6 +32,7 @@ from ostrack_ros.training.losses import (
     score_imitation,
     tracking_losses,
 )
+from ostrack_ros.training.pruning import is_wider, narrow_network
 from ostrack_ros.training.report import LOG_FILE, append_row, plot_training
 from ostrack_ros.training.schedule import (
     Progress,
@@ -76,6 +80,7 @@ class Trainer:
         self.folder = Path(config.output)
         torch.manual_seed(config.seed)
         self.network = OSTrack(get_variant(config.variant))
+        self._wide: dict[str, Tensor] = {}
         self._initialise()
         self.network.to(device)
         self._freeze()
@@ -93,8 +98,8 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         batches = pair_stream(config, self.device, seed=config.seed + progress.step)
-        if progress.step == 0 and (config.initialise or "").endswith(".onnx"):
-            self._settle(batches)
+        if progress.step == 0:
+            self._fit_start(batches)
         step = torch.compile(self._losses) if config.compile else self._losses
         bar = tqdm(
             total=None if config.minutes else config.steps, initial=progress.step, unit="step"
@@ -178,19 +183,28 @@ class Trainer:
             logger.info("backbone initialised from %s", path)
         else:
             source = get_variant(self.config.initialise_variant or self.config.variant)
-            copied = initialise_from_network(
-                self.network, read_weights(path), source, self.config.initialise_blocks
-            )
+            weights = pick_blocks(read_weights(path), self.config.initialise_blocks, source)
+            copied = initialise_from_network(self.network, weights, source)
             logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
+            if is_wider(weights, self.network):
+                self._wide = adapt_weights(weights, source, self.network.variant)
 
-    def _settle(self, batches: Iterator[PairBatch]) -> None:
-        """An exported network's norms must first be shown what they normalise."""
-        pairs = (next(batches) for _ in range(SETTLING_BATCHES))
+    def _fit_start(self, batches: Iterator[PairBatch]) -> None:
+        """What a start from another network needs pairs for: what is wider there is cut to this
+        network's widths, and an exported network's norms are shown what they normalise."""
+        exported = (self.config.initialise or "").endswith(".onnx")
+        if not (self._wide or exported):
+            return
         device = self.device
-        settle_norms(
-            self.network,
-            ((normalise(p.template.to(device)), normalise(p.search.to(device))) for p in pairs),
-        )
+        pairs = (next(batches) for _ in range(SETTLING_BATCHES))
+        inputs = [(normalise(p.template.to(device)), normalise(p.search.to(device))) for p in pairs]
+        if self._wide:
+            missed = narrow_network(self.network, self._wide, inputs)
+            for name, share in missed.items():
+                logger.info("%s: %.1f %% of its variance lost by narrowing", name, 100 * share)
+            self._wide = {}
+        if exported:
+            settle_norms(self.network, inputs)
         self.average = WeightAverage(self.network, self.config.ema_decay)
 
     def _train_mode(self) -> None:
@@ -204,7 +218,7 @@ class Trainer:
         only = self.config.train_only
         if only:
             for name, parameter in self.network.named_parameters():
-                parameter.requires_grad_(name.startswith(only))
+                parameter.requires_grad_(any(fnmatchcase(name, f"{part}*") for part in only))
             if not any(parameter.requires_grad for parameter in self.network.parameters()):
                 raise TrainingError(f"no tensor's name begins with {' or '.join(only)}")
         count = self.config.freeze_blocks
