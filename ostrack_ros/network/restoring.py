@@ -18,7 +18,7 @@ from ostrack_ros.network.ostrack import fp16_normalisation
 _PREFIX = "inner.network."
 _PATCHES = "backbone.patch_embed.proj"
 _HEAD_BLOCK = re.compile(r"(box_head\.conv[1-4]_\w+)\.0\.weight")
-_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 def read_exported(path: Path) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def read_exported(path: Path) -> dict[str, Tensor]:
     if half:
         _restore_normalisation(weights)
     for name in [match[1] for key in weights if (match := _HEAD_BLOCK.fullmatch(key))]:
-        weights |= _idle_norm(f"{name}.1", len(weights[f"{name}.0.weight"]))
+        weights |= idle_norm(f"{name}.1", len(weights[f"{name}.0.weight"]))
     return weights
 
 
@@ -75,12 +75,13 @@ def _restore_normalisation(weights: dict[str, Tensor]) -> None:
     weights[f"{_PATCHES}.bias"] = (bias.double() - (weight * offset).sum(dim=(1, 2, 3))).float()
 
 
-def _idle_norm(name: str, channels: int) -> dict[str, Tensor]:
+def idle_norm(name: str, channels: int) -> dict[str, Tensor]:
+    """The tensors of a batch norm `name` that changes nothing when evaluating."""
     return {
         f"{name}.weight": torch.ones(channels),
         f"{name}.bias": torch.zeros(channels),
         f"{name}.running_mean": torch.zeros(channels),
-        f"{name}.running_var": torch.full((channels,), 1 - _NORM_EPSILON),
+        f"{name}.running_var": torch.full((channels,), 1 - NORM_EPSILON),
         f"{name}.num_batches_tracked": torch.tensor(0),
     }
 

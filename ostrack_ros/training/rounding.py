@@ -1,26 +1,46 @@
-"""Weights on a coarse grid: exported files are as large as before but compress to half.
+"""Weights on a coarse grid: exported files are as large as before but compress to half and less.
 
 Run as `python -m ostrack_ros.training.rounding OUTPUT WEIGHTS --levels 16` on what a training or an
 averaging left, before the export. Of an fp16 weight's 11 significant bits the network needs about
-half, but a git repository or a wheel must store what is there.
+half, but a git repository or a wheel must store what is there. With `--config`, the configuration
+the network was trained with, fewer levels will do: pairs of its pictures tell what every layer
+sees, and each rounded weight's error is made up for by those that are rounded after it (Frantar et
+al., "GPTQ", ICLR 2023).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
-from ostrack_ros.network.checkpoint import CheckpointError, read_weights
+from ostrack_ros.network.checkpoint import CheckpointError, load_network, read_weights
+from ostrack_ros.network.head import CenterHead
+from ostrack_ros.network.ostrack import OSTrack, fp16_normalisation
+from ostrack_ros.network.restoring import NORM_EPSILON, idle_norm
+from ostrack_ros.network.variants import get_variant
+from ostrack_ros.training.config import load_config
+from ostrack_ros.training.data import normalise, pair_stream
+from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.state import save_tensors
 
 # fp16 holds whole numbers up to 2,048 exactly, so at 256 levels weights of 8 times the usual size.
 FEWEST_LEVELS, MOST_LEVELS = 2, 256
 DEFAULT_LEVELS = 16
+BATCHES = 12
+DAMPING = 0.01
+
+PATCHES = "backbone.patch_embed.proj.weight"
+
+Layer = nn.Linear | nn.Conv2d
 
 
 def round_matrices(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
@@ -31,21 +51,156 @@ def round_matrices(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]
 
     Raises ValueError for `levels` outside [2, 256].
     """
-    if not FEWEST_LEVELS <= levels <= MOST_LEVELS:
-        raise ValueError(f"levels is {levels}, expected {FEWEST_LEVELS} to {MOST_LEVELS}")
+    _check_levels(levels)
     return {
         key: _rounded(value, levels) if value.ndim > 1 and value.is_floating_point() else value
         for key, value in weights.items()
     }
 
 
+@torch.no_grad()
+def fold_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` with the box head's batch norms folded into the convolutions before them, as the
+    export does: what is rounded must be what is written. The norms left behind do nothing."""
+    folded = dict(weights)
+    for tower, _ in CenterHead.TOWERS:
+        for layer in range(1, 5):
+            conv, norm = (f"box_head.conv{layer}_{tower}.{part}" for part in (0, 1))
+            variance = weights[f"{norm}.running_var"] + NORM_EPSILON
+            slope = weights[f"{norm}.weight"] / variance.sqrt()
+            folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * slope[:, None, None, None]
+            shift = weights[f"{conv}.bias"] - weights[f"{norm}.running_mean"]
+            folded[f"{conv}.bias"] = shift * slope + weights[f"{norm}.bias"]
+            folded |= idle_norm(norm, len(slope))
+    return folded
+
+
+@torch.no_grad()
+def round_network(
+    network: OSTrack, levels: int, inputs: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Round the matrices of `network` as `round_matrices` would, but layer by layer so that their
+    outputs change little on `inputs`, normalised templates and search regions [B, 3, H, W], some
+    300 pairs. Its norms should be folded already. The patch embedding is rounded as fp16 files hold
+    it, which take other inputs.
+
+    Returns, by layer, the share of its output's energy by which it is off on what it sees. Raises
+    ValueError for `levels` outside [2, 256].
+    """
+    _check_levels(levels)
+    network.eval()
+    slope, _ = fp16_normalisation()
+    off: dict[str, float] = {}
+    for names in tqdm(_stages(network), desc="rounding", leave=False):
+        layers: dict[str, Layer] = {name: network.get_submodule(name) for name in names}  # type: ignore[misc]
+        with _second_moments(layers) as moments:
+            for template, search in inputs:
+                network(template, search)
+        for name, layer in layers.items():
+            scale = slope.float() if f"{name}.weight" == PATCHES else torch.ones(())
+            matrix = (layer.weight * scale).flatten(1).double()
+            per_column = (torch.ones_like(layer.weight) * scale).flatten(1)[0].double()
+            gram = moments[name] / per_column[:, None] / per_column[None, :]
+            step = _step(matrix, levels)
+            rounded = matrix if step is None else _round_columns(matrix, gram, step)
+            error = rounded - matrix
+            energy = ((matrix @ gram) * matrix).sum().clamp_min(1e-30)
+            off[name] = float(((error @ gram) * error).sum() / energy)
+            layer.weight.copy_(rounded.view_as(layer.weight).float() / scale)
+    for positions in (network.backbone.pos_embed_z, network.backbone.pos_embed_x):
+        positions.copy_(_rounded(positions, levels))
+    return off
+
+
+def _stages(network: OSTrack) -> list[list[str]]:
+    """The layers in the order in which data meet them; each stage is rounded on what the stages
+    before it, rounded, give."""
+    blocks = [
+        [
+            f"backbone.blocks.{index}.{part}"
+            for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        ]
+        for index in range(network.variant.depth)
+    ]
+    towers = [tower for tower, _ in CenterHead.TOWERS]
+    head = [[f"box_head.conv{layer}_{tower}.0" for tower in towers] for layer in range(1, 5)]
+    last = [f"box_head.conv5_{tower}" for tower in towers]
+    return [[PATCHES.removesuffix(".weight")], *blocks, *head, last]
+
+
+@contextmanager
+def _second_moments(layers: dict[str, Layer]) -> Iterator[dict[str, Tensor]]:
+    """While it lasts, each layer's mean of x x^T over its inputs, float64 [K, K], is taken."""
+    moments = {
+        name: torch.zeros(layer.weight[0].numel(), layer.weight[0].numel(), dtype=torch.float64)
+        for name, layer in layers.items()
+    }
+
+    def watch(name: str, layer: Layer, x: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            size, stride = layer.kernel_size, layer.stride
+            patches = F.unfold(x, size, padding=layer.padding, stride=stride)  # type: ignore[arg-type]
+            x = patches.transpose(1, 2)
+        rows = x.flatten(0, -2)
+        # In float32: a sum over thousands of rows, several times faster than in float64.
+        moments[name] += (rows.T @ rows).double()
+
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, args, name=name: watch(name, module, args[0])
+        )
+        for name, layer in layers.items()
+    ]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _round_columns(matrix: Tensor, gram: Tensor, step: float) -> Tensor:
+    """`matrix` [O, K] to multiples of `step`, column by column; the columns still to come are
+    shifted by what least changes the output for inputs with second moments `gram` [K, K]."""
+    gram = gram / gram.diagonal().mean().clamp_min(1e-30)
+    identity = torch.eye(len(gram), dtype=gram.dtype)
+    inverse = torch.linalg.cholesky(torch.linalg.inv(gram + DAMPING * identity), upper=True)
+    rest, rounded = matrix.clone(), torch.empty_like(matrix)
+    for column in range(matrix.shape[1]):
+        rounded[:, column] = torch.round(rest[:, column] / step) * step
+        error = (rest[:, column] - rounded[:, column]) / inverse[column, column]
+        rest[:, column:] -= error[:, None] * inverse[column, column:]
+    return rounded
+
+
 def _rounded(values: Tensor, levels: int) -> Tensor:
-    exact = values.double()
-    size = exact.square().mean().sqrt()
-    if size == 0:
+    step = _step(values, levels)
+    if step is None:
         return values
-    step = torch.exp2(torch.log2(size / levels).round())
-    return (torch.round(exact / step) * step).to(values.dtype)
+    return (torch.round(values.double() / step) * step).to(values.dtype)
+
+
+def _step(values: Tensor, levels: int) -> float | None:
+    size = float(values.double().square().mean().sqrt())
+    return float(torch.exp2(torch.log2(torch.tensor(size / levels)).round())) if size else None
+
+
+def _check_levels(levels: int) -> None:
+    if not FEWEST_LEVELS <= levels <= MOST_LEVELS:
+        raise ValueError(f"levels is {levels}, expected {FEWEST_LEVELS} to {MOST_LEVELS}")
+
+
+def _round_on_pairs(
+    weights: dict[str, Tensor], levels: int, config_path: Path
+) -> dict[str, Tensor]:
+    config = load_config(config_path)
+    network = OSTrack(get_variant(config.variant))
+    load_network(network, fold_norms(weights))
+    pairs = islice(pair_stream(config, torch.device("cpu"), config.seed), BATCHES)
+    inputs = [(normalise(pair.template), normalise(pair.search)) for pair in pairs]
+    off = round_network(network, levels, inputs)
+    worst = max(off, key=lambda name: off[name])
+    print(f"outputs are off by at most {off[worst]:.1%} of their energy ({worst})")
+    return network.state_dict()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,10 +215,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=DEFAULT_LEVELS,
         help=f"steps in a matrix' root mean square (default: {DEFAULT_LEVELS})",
     )
+    parser.add_argument(
+        "--config", type=Path, help="its training configuration: round by what its pairs need"
+    )
     arguments = parser.parse_args(argv)
     try:
-        rounded = round_matrices(read_weights(arguments.weights), arguments.levels)
-    except (CheckpointError, ValueError) as error:
+        weights = read_weights(arguments.weights)
+        if arguments.config:
+            _check_levels(arguments.levels)
+            rounded = _round_on_pairs(weights, arguments.levels, arguments.config)
+        else:
+            rounded = round_matrices(weights, arguments.levels)
+    except (CheckpointError, TrainingError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     save_tensors(rounded, arguments.output)
