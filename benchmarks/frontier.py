@@ -105,15 +105,24 @@ def shapes() -> Iterator[Shape]:
     yield Shape(tiny, tiny.name)
     for label, blocks, keep in (
         ("keeps all", (), 1.0),
-        ("keeps 70 % twice", (1, 2), 0.7),
-        ("keeps 50 % once", (1,), 0.5),
-        ("keeps 30 % twice", (1, 2), 0.3),
+        ("keeps 50 % once", (3,), 0.5),
+        ("keeps 50 % twice", (3, 5), 0.5),
+        ("keeps 30 % twice", (3, 5), 0.3),
+        ("keeps 50 % early", (1, 2), 0.5),
     ):
         yield Shape(_eliminating(tiny, label, blocks, keep), tiny.name)
     yield Shape(_searching(tiny, 256), tiny.name)
-    for depth in (3, 6):
+    for depth in (4, 6):
         yield Shape(_of_depth(tiny, depth, f"{depth} blocks"))
+    for heads in (3, 6):
+        yield Shape(_named(tiny, f"{heads} heads", heads=heads))
+    for width in (128, 512):
+        yield Shape(_named(tiny, f"MLPs of {width}", mlp_width=width))
     yield Shape(_named(tiny, "head of 96", head_channels=96))
+    # What ostrack_tiny was until 2026-11-26: all of its parameters in few blocks.
+    early = EliminationSchedule((1, 2), 0.5)
+    whole = {"heads": 6, "mlp_width": 4 * tiny.embed_dim, "head_channels": 40}
+    yield Shape(_named(tiny, "4 whole blocks", depth=4, elimination=early, **whole))
 
 
 def _named(variant: Variant, label: str, **changes: object) -> Variant:

@@ -57,7 +57,7 @@ def test_depths_are_trained_and_timed(
         f"variant: ostrack_tiny\nbanks: [{tmp_path / 'bank'}]\noutput: unused\nbatch_size: 1\n"
         "workers: 0\nbf16: false\npatches: 4\nsynthesis: {pasted: 0.0, track: 0.0}\n"
     )
-    monkeypatch.setattr(frontier, "DEPTHS", (2,))
+    monkeypatch.setattr(frontier, "DEPTHS", (4,))
     monkeypatch.setattr(frontier, "VARIANTS", dict(VARIANTS))
     monkeypatch.setattr("ostrack_ros.network.variants.VARIANTS", frontier.VARIANTS)
     arguments = ["--train", config, "--steps", 1, "--runs", tmp_path / "runs", "--rounds", 2]
@@ -65,8 +65,8 @@ def test_depths_are_trained_and_timed(
     monkeypatch.setattr("sys.argv", ["frontier.py", *map(str, arguments)])
     assert frontier.main() == 0
     (row,) = json.loads((tmp_path / "results" / "frontier.json").read_text())["shapes"]
-    assert (row["blocks"], row["elimination"]) == (2, "50% in (1,)")
+    assert (row["blocks"], row["elimination"]) == (4, "70% in (3,)")
     assert 0 < row["seconds"] < 10
     assert row["auc"] is None  # no data set was given
-    assert (tmp_path / "runs" / "2_blocks" / "weights.safetensors").is_file()
+    assert (tmp_path / "runs" / "4_blocks" / "weights.safetensors").is_file()
     assert "left out: NanoTrack v2" in capsys.readouterr().out

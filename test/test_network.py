@@ -46,7 +46,7 @@ def plain_backbone(network: OSTrack, template: Tensor, search: Tensor) -> tuple[
     z, x = tokens(template, "pos_embed_z"), tokens(search, "pos_embed_x")
     remaining, removed = list(range(len(x))), []
     sequence = torch.cat([z, x])
-    side = variant.embed_dim // variant.heads
+    side = variant.attention_width // variant.heads
     for index in range(variant.depth):
         name = f"blocks.{index}"
         query, key, value = linear(norm(sequence, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, -1)
@@ -82,7 +82,13 @@ def seeded_network(name: str, seed: int) -> OSTrack:
 
 @pytest.mark.parametrize(
     ("name", "seed"),
-    [("vitt_256", 1), ("vitt_256_ce", 2), ("vitt_384_ce", 3), ("ostrack_small", 4)],
+    [
+        ("vitt_256", 1),
+        ("vitt_256_ce", 2),
+        ("vitt_384_ce", 3),
+        ("ostrack_small", 4),
+        ("ostrack_tiny", 8),
+    ],
 )
 @torch.no_grad()
 def test_backbone_equals_the_plain_statement(name: str, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from ostrack_ros.network.ostrack import OSTrack  # noqa: E402
 from ostrack_ros.network.variants import Variant  # noqa: E402
+from ostrack_ros.training.errors import TrainingError  # noqa: E402
 from ostrack_ros.training.initialise import initialise_from_network  # noqa: E402
 from ostrack_ros.training.pruning import is_wider, narrow_network  # noqa: E402
 
@@ -37,7 +39,7 @@ def narrow_from(
     network = OSTrack(dataclasses.replace(WIDE, head_dim=HEAD_DIM, **change)).eval()
     weights = wide.state_dict()
     initialise_from_network(network, weights, WIDE)
-    assert is_wider(weights, network)
+    assert is_wider(weights, WIDE, network)
     return network, narrow_network(network, weights, inputs)
 
 
@@ -119,14 +121,35 @@ def test_units_that_stay_are_untouched_and_other_blocks_are_too() -> None:
         assert torch.equal(value, wide.box_head.state_dict()[key]), key
 
 
+@torch.no_grad()
+def test_a_deeper_network_keeps_the_blocks_that_the_wide_one_does_not_have() -> None:
+    wide = wide_network()
+    deeper = OSTrack(dataclasses.replace(WIDE, depth=3, mlp_width=60)).eval()
+    last = copy.deepcopy(deeper.backbone.blocks[2].state_dict())
+    weights = wide.state_dict()
+    initialise_from_network(deeper, weights, WIDE)
+    missed = narrow_network(deeper, weights, images(2))
+    assert missed.keys() == {"backbone.blocks.0.mlp.fc2", "backbone.blocks.1.mlp.fc2"}
+    for key, value in deeper.backbone.blocks[2].state_dict().items():
+        assert torch.equal(value, last[key]), key
+
+
 def test_only_wider_networks_are_cut() -> None:
     wide = wide_network()
     narrow = OSTrack(dataclasses.replace(WIDE, mlp_width=60))
-    assert is_wider(wide.state_dict(), narrow)
-    assert not is_wider(narrow.state_dict(), wide)
-    assert not is_wider(wide.state_dict(), wide)
+    assert is_wider(wide.state_dict(), WIDE, narrow)
+    assert not is_wider(narrow.state_dict(), narrow.variant, wide)
+    assert not is_wider(wide.state_dict(), WIDE, wide)
     smaller_inputs = OSTrack(dataclasses.replace(WIDE, search_size=96))
-    assert not is_wider(wide.state_dict(), smaller_inputs)
+    assert not is_wider(wide.state_dict(), WIDE, smaller_inputs)
+    fewer_features = OSTrack(dataclasses.replace(WIDE, embed_dim=24))
+    assert not is_wider(wide.state_dict(), WIDE, fewer_features)
+
+
+def test_heads_of_another_width_are_refused_in_words() -> None:
+    other = OSTrack(dataclasses.replace(WIDE, heads=4, head_dim=8))
+    with pytest.raises(TrainingError, match="wide has attention heads of width 16, wide of 8"):
+        is_wider(wide_network().state_dict(), WIDE, other)
 
 
 @torch.no_grad()

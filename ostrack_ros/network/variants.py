@@ -103,12 +103,15 @@ VARIANTS: dict[str, Variant] = {
     "ostrack_tiny": Variant(
         "ostrack_tiny",
         embed_dim=384,
-        depth=4,
-        heads=6,
+        depth=8,
+        heads=4,
+        head_dim=64,
+        mlp_width=256,
         search_size=192,
-        search_factor=3.0,
-        elimination=EliminationSchedule((1, 2), 0.5),
-        head_channels=40,
+        template_factor=1.75,
+        search_factor=2.625,
+        elimination=EliminationSchedule((3, 5), 0.7),
+        head_channels=64,
     ),
 }
 

@@ -30,7 +30,8 @@ class TrainingConfig:
     at `elimination_full`. `initialise` is a DINOv2 backbone (.npz) or weights of a network of
     `initialise_variant` (the same variant unless given), of which `initialise_blocks` picks blocks;
     weights are what a training left (.safetensors) or an exported model (.onnx).
-    MLPs that are wider there than in `variant` are cut to size (`training.pruning`).
+    Attention, MLPs and box head that are wider there than in `variant` are cut to size
+    (`training.pruning`).
     The first `freeze_blocks` blocks stay as they are; with `train_only` everything does but the
     tensors whose names begin with one of these (`box_head.conv1_ctr`; `*` stands for anything, as
     in `backbone.blocks.*.mlp`).

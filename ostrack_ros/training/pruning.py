@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from ostrack_ros.network.head import CenterHead
 from ostrack_ros.network.ostrack import OSTrack
+from ostrack_ros.network.variants import Variant
 from ostrack_ros.network.vit import Attention, Block, Mlp
+from ostrack_ros.training.errors import TrainingError
 
 BLOCKS = "backbone.blocks."
 HEAD = "box_head."
@@ -28,9 +30,22 @@ RIDGE = 1e-3
 State = dict[str, Tensor]
 
 
-def is_wider(weights: State, network: OSTrack) -> bool:
-    """Whether blocks or the box head of `weights` are wider than those of `network`."""
-    own = network.state_dict()
+def is_wider(weights: State, variant: Variant, network: OSTrack) -> bool:
+    """Whether `weights`, of a network of `variant`, have wider blocks or a wider box head than
+    `network`. Networks whose tokens are of another width are none that could be cut: False.
+
+    Raises TrainingError where attention would have to lose heads of another width than the
+    network's.
+    """
+    own, target = network.state_dict(), network.variant
+    if variant.embed_dim != target.embed_dim:
+        return False
+    given, wanted = (v.attention_width // v.heads for v in (variant, target))
+    if variant.attention_width > target.attention_width and given != wanted:
+        raise TrainingError(
+            f"{variant.name} has attention heads of width {given}, {target.name} of {wanted}: "
+            "heads can be left out, not made narrower"
+        )
     return any(
         value.ndim > 1 and key.startswith((BLOCKS, HEAD)) and value.numel() > own[key].numel()
         for key, value in weights.items()
@@ -44,10 +59,10 @@ def narrow_network(
 ) -> dict[str, float]:
     """Give `network` the blocks and the box head of the wider `weights`, cut to its own widths.
 
-    Everything that `weights` has in the same shape must have been copied already. `inputs` are
-    normalised templates and search regions [B, 3, H, W] like those it will see, some 300 in all.
-    Returns, by the name of each layer fitted anew, the share of its output's variance that it
-    misses.
+    Everything that `weights` has in the same shape must have been copied already; what they do not
+    have, or narrower, stays as it is. All on the CPU. `inputs` are normalised templates and search
+    regions [B, 3, H, W] like those it will see, some 300 in all. Returns, by the name of each layer
+    fitted anew, the share of its output's variance that it misses.
     """
     network.eval()
     missed: dict[str, float] = {}
@@ -57,16 +72,16 @@ def narrow_network(
         prefix = f"{BLOCKS}{index}."
         seen = [block.norm1(x) for x in tokens]
         wide = _part(weights, f"{prefix}attn.")
-        if wide["proj.weight"].shape != block.attn.proj.weight.shape:
+        if _exceeds(wide, "proj.weight", block.attn.proj):
             missed[f"{prefix}attn.proj"] = _narrow_attention(block.attn, wide, seen)
         tokens = [x + block.attn(normed)[0] for x, normed in zip(tokens, seen, strict=True)]
         seen = [block.norm2(x) for x in tokens]
         wide = _part(weights, f"{prefix}mlp.")
-        if wide["fc2.weight"].shape != block.mlp.fc2.weight.shape:
+        if _exceeds(wide, "fc2.weight", block.mlp.fc2):
             missed[f"{prefix}mlp.fc2"] = _narrow_mlp(block.mlp, wide, seen)
         tokens = [x + block.mlp(normed) for x, normed in zip(tokens, seen, strict=True)]
     wide = _part(weights, HEAD)
-    if wide["conv1_ctr.0.weight"].shape != network.box_head.conv1_ctr[0].weight.shape:  # type: ignore[index, union-attr]
+    if _exceeds(wide, "conv5_ctr.weight", network.box_head.get_submodule("conv5_ctr")):
         features = [network.backbone(template, search).search for template, search in inputs]
         side = math.isqrt(features[0].shape[1])
         tokens_last = torch.cat(features).transpose(1, 2)
@@ -201,6 +216,12 @@ def _most_useful(activations: Tensor, outgoing: Tensor, count: int) -> Tensor:
 def _columns(groups: Sequence[int] | Tensor, size: int) -> Tensor:
     """Columns of the groups of `size` columns each."""
     return (torch.as_tensor(groups)[:, None] * size + torch.arange(size)).flatten()
+
+
+def _exceeds(wide: State, name: str, own: nn.Module) -> bool:
+    """Whether the tensor `name` has more inputs than the layer `own`."""
+    assert isinstance(own, nn.Linear | nn.Conv2d)
+    return name in wide and wide[name].shape[1] > own.weight.shape[1]
 
 
 def _part(weights: State, prefix: str) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ class Trainer:
             weights = pick_blocks(read_weights(path), self.config.initialise_blocks, source)
             copied = initialise_from_network(self.network, weights, source)
             logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
-            if is_wider(weights, self.network):
+            if is_wider(weights, source, self.network):
                 self._wide = adapt_weights(weights, source, self.network.variant)
 
     def _fit_start(self, batches: Iterator[PairBatch]) -> None:
@@ -199,9 +200,12 @@ class Trainer:
         pairs = (next(batches) for _ in range(SETTLING_BATCHES))
         inputs = [(normalise(p.template.to(device)), normalise(p.search.to(device))) for p in pairs]
         if self._wide:
-            missed = narrow_network(self.network, self._wide, inputs)
-            for name, share in missed.items():
-                logger.info("%s: %.1f %% of its variance lost by narrowing", name, 100 * share)
+            narrow = copy.deepcopy(self.network).cpu()
+            seen = [(template.cpu(), search.cpu()) for template, search in inputs]
+            missed = narrow_network(narrow, self._wide, seen)
+            self.network.load_state_dict(narrow.state_dict())
+            worst = max(missed, key=lambda name: missed[name])
+            logger.info("narrowed: outputs miss up to %.1f %% (%s)", 100 * missed[worst], worst)
             self._wide = {}
         if exported:
             settle_norms(self.network, inputs)
