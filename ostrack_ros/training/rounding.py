@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ DAMPING = 0.01
 
 PATCHES = "backbone.patch_embed.proj.weight"
 
-Layer = nn.Linear | nn.Conv2d
+Layer: TypeAlias = nn.Linear | nn.Conv2d
 
 
 def round_matrices(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
