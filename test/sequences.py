@@ -28,6 +28,15 @@ def write_images(folder: Path, count: int, pattern: str = "{:04d}.jpg") -> None:
         assert cv2.imwrite(str(folder / pattern.format(index + 1)), image)
 
 
+def write_photos(folder: Path, count: int = 3) -> None:
+    """Smooth random pictures, as a picture bank holds them."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{index}.jpg"), cv2.resize(small, (320, 240)))
+
+
 def lines(boxes: np.ndarray, separator: str = ",") -> str:
     return "\n".join(separator.join(f"{v:g}" for v in box) for box in boxes) + "\n"
 

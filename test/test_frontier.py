@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from sequences import write_photos
 
 pytest.importorskip("torch", reason="shapes are exported with torch (requirements-train.txt)")
 pytest.importorskip("matplotlib", reason="training needs matplotlib (requirements-train.txt)")
@@ -46,12 +45,7 @@ def test_depths_are_trained_and_timed(
 ) -> None:
     import frontier
 
-    photos = tmp_path / "bank" / "photos"
-    photos.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        cv2.imwrite(str(photos / f"{index}.jpg"), cv2.resize(small, (320, 240)))
+    write_photos(tmp_path / "bank" / "photos")
     config = tmp_path / "tiny.yaml"
     config.write_text(
         f"variant: ostrack_tiny\nbanks: [{tmp_path / 'bank'}]\noutput: unused\nbatch_size: 1\n"

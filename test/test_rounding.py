@@ -15,6 +15,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from seeded_weights import seeded_state  # noqa: E402
+from sequences import write_photos  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from ostrack_ros.engines.spec import EliminationSchedule  # noqa: E402
@@ -144,15 +145,9 @@ def test_what_an_fp16_file_holds_lies_on_grids() -> None:
 def test_command_with_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cv2 = pytest.importorskip("cv2")
     monkeypatch.setitem(VARIANTS, "toy", dataclasses.replace(TOY, search_size=256))
-    monkeypatch.setattr("ostrack_ros.training.rounding.BATCHES", 1)
-    photos = tmp_path / "bank" / "photos"
-    photos.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(3)
-    for index in range(3):
-        small = torch.randint(0, 256, (12, 16, 3), generator=generator, dtype=torch.uint8).numpy()
-        cv2.imwrite(str(photos / f"{index}.jpg"), cv2.resize(small, (320, 240)))
+    monkeypatch.setattr("ostrack_ros.training.data.SAMPLE_BATCHES", 1)
+    write_photos(tmp_path / "bank" / "photos")
     config = tmp_path / "toy.yaml"
     config.write_text(
         f"variant: toy\nbanks: [{tmp_path / 'bank'}]\noutput: unused\nbatch_size: 2\n"

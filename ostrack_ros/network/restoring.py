@@ -16,7 +16,7 @@ from torch import Tensor
 from ostrack_ros.network.ostrack import fp16_normalisation
 
 _PREFIX = "inner.network."
-_PATCHES = "backbone.patch_embed.proj"
+PATCHES = "backbone.patch_embed.proj"
 _HEAD_BLOCK = re.compile(r"(box_head\.conv[1-4]_\w+)\.0\.weight")
 NORM_EPSILON = 1e-5
 
@@ -39,9 +39,9 @@ def read_exported(path: Path) -> dict[str, Tensor]:
         for name, item in stored.items()
         if name.startswith(_PREFIX)
     }
-    if f"{_PATCHES}.weight" not in weights or f"{_PATCHES}.bias" not in weights:
+    if f"{PATCHES}.weight" not in weights or f"{PATCHES}.bias" not in weights:
         raise ValueError(f"{path} is not an OSTrack network that this package exported")
-    half = stored[f"{_PREFIX}{_PATCHES}.weight"].data_type == onnx.TensorProto.FLOAT16
+    half = stored[f"{_PREFIX}{PATCHES}.weight"].data_type == onnx.TensorProto.FLOAT16
     weights |= _linear_weights(graph, stored)
     if half:
         _restore_normalisation(weights)
@@ -70,9 +70,9 @@ def _linear_weights(
 def _restore_normalisation(weights: dict[str, Tensor]) -> None:
     """Let the patch embedding expect normalised images again, see `_absorb_normalisation`."""
     slope, offset = fp16_normalisation()
-    weight, bias = weights[f"{_PATCHES}.weight"].double() / slope, weights[f"{_PATCHES}.bias"]
-    weights[f"{_PATCHES}.weight"] = weight.float()
-    weights[f"{_PATCHES}.bias"] = (bias.double() - (weight * offset).sum(dim=(1, 2, 3))).float()
+    weight, bias = weights[f"{PATCHES}.weight"].double() / slope, weights[f"{PATCHES}.bias"]
+    weights[f"{PATCHES}.weight"] = weight.float()
+    weights[f"{PATCHES}.bias"] = (bias.double() - (weight * offset).sum(dim=(1, 2, 3))).float()
 
 
 def idle_norm(name: str, channels: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ostrack_ros.network.checkpoint import CheckpointError, read_weights
-from ostrack_ros.training.state import save_tensors
+from ostrack_ros.training.state import write_weights
 
 
 def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -63,14 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("weights", type=Path, nargs="+", help="files of networks of one variant")
     arguments = parser.parse_args(argv)
-    try:
-        means = average_weights(arguments.weights)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 1
-    save_tensors(means, arguments.output)
-    print(f"{arguments.output}: the mean of {len(arguments.weights)} networks")
-    return 0
+    return write_weights(
+        arguments.output,
+        lambda: average_weights(arguments.weights),
+        f"the mean of {len(arguments.weights)} networks",
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,8 @@ from ostrack_ros.training.synthesis import PairBatch, PairSynthesizer
 
 HELD_OUT_EVERY = 20
 """Of so many pictures one is kept out of the training."""
+
+SAMPLE_BATCHES = 12
 
 
 class _Pairs(IterableDataset[PairBatch]):
@@ -75,6 +78,18 @@ def _replay(config: TrainingConfig) -> Replay | None:
         return None
     sizes = config.synthesis.template_size, config.synthesis.search_size
     return Replay(Path(config.replay), *sizes)
+
+
+def network_inputs(batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Normalised templates and search regions [B, 3, H, W] of a batch, on `device`."""
+    return normalise(batch.template.to(device)), normalise(batch.search.to(device))
+
+
+def sample_inputs(
+    batches: Iterator[PairBatch], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a network sees of the next SAMPLE_BATCHES batches, to measure what its layers do."""
+    return (network_inputs(batch, device) for batch in islice(batches, SAMPLE_BATCHES))
 
 
 def normalise(images: Tensor) -> Tensor:

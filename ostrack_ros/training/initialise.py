@@ -59,18 +59,21 @@ def initialise_from_dinov2(network: OSTrack, path: Path) -> None:
         backbone.blocks[index].load_state_dict(_convert_block(block))
 
 
-@torch.no_grad()
 def initialise_from_network(network: OSTrack, source: dict[str, Tensor], variant: Variant) -> int:
-    """Copy every tensor of `source`, weights of a network of `variant`, that has a namesake of the
-    same shape once it is adapted (`adapt_weights`); returns how many.
+    """Copy what fits of `source`, weights of a network of `variant`, adapted to this network's
+    inputs (`adapt_weights`); returns how many tensors that are.
 
     What is wider there than in the network is left to `training.pruning`, which needs pairs.
     """
+    return copy_fitting(network, adapt_weights(source, variant, network.variant))
+
+
+@torch.no_grad()
+def copy_fitting(network: OSTrack, weights: dict[str, Tensor]) -> int:
+    """Copy every tensor of `weights` that has a namesake of the same shape; returns how many."""
     own = network.state_dict()
     fitting = {
-        key: value
-        for key, value in adapt_weights(source, variant, network.variant).items()
-        if key in own and own[key].shape == value.shape
+        key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
     }
     own.update(fitting)
     network.load_state_dict(own)

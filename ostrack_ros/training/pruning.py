@@ -21,6 +21,7 @@ from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import Variant
 from ostrack_ros.network.vit import Attention, Block, Mlp
 from ostrack_ros.training.errors import TrainingError
+from ostrack_ros.training.state import below
 
 BLOCKS = "backbone.blocks."
 HEAD = "box_head."
@@ -71,16 +72,16 @@ def narrow_network(
         assert isinstance(block, Block)
         prefix = f"{BLOCKS}{index}."
         seen = [block.norm1(x) for x in tokens]
-        wide = _part(weights, f"{prefix}attn.")
+        wide = below(weights, f"{prefix}attn.")
         if _exceeds(wide, "proj.weight", block.attn.proj):
             missed[f"{prefix}attn.proj"] = _narrow_attention(block.attn, wide, seen)
         tokens = [x + block.attn(normed)[0] for x, normed in zip(tokens, seen, strict=True)]
         seen = [block.norm2(x) for x in tokens]
-        wide = _part(weights, f"{prefix}mlp.")
+        wide = below(weights, f"{prefix}mlp.")
         if _exceeds(wide, "fc2.weight", block.mlp.fc2):
             missed[f"{prefix}mlp.fc2"] = _narrow_mlp(block.mlp, wide, seen)
         tokens = [x + block.mlp(normed) for x, normed in zip(tokens, seen, strict=True)]
-    wide = _part(weights, HEAD)
+    wide = below(weights, HEAD)
     if _exceeds(wide, "conv5_ctr.weight", network.box_head.get_submodule("conv5_ctr")):
         features = [network.backbone(template, search).search for template, search in inputs]
         side = math.isqrt(features[0].shape[1])
@@ -99,7 +100,7 @@ class _Regression:
     """
 
     def __init__(self, inputs: Tensor, weight: Tensor) -> None:
-        inputs = inputs[:: -(-len(inputs) // FITTED_SAMPLES)]
+        inputs = _sample(inputs)
         design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1).double()
         self._gram = design.T @ design / len(design)
         # With a last row for the constant, which the layer's own bias holds.
@@ -152,8 +153,7 @@ def _narrow_attention(own: Attention, wide: State, seen: list[Tensor]) -> float:
 
 
 def _narrow_mlp(own: Mlp, wide: State, seen: list[Tensor]) -> float:
-    tokens = torch.cat([x.flatten(0, 1) for x in seen])
-    tokens = tokens[:: -(-len(tokens) // FITTED_SAMPLES)]
+    tokens = _sample(torch.cat([x.flatten(0, 1) for x in seen]))
     hidden = F.gelu(F.linear(tokens, wide["fc1.weight"], wide["fc1.bias"]))
     kept = _most_useful(hidden, wide["fc2.weight"].square().sum(0), own.fc1.out_features)
     weight, shift, missed = _Regression(hidden, wide["fc2.weight"]).fit(kept)
@@ -172,7 +172,7 @@ def _narrow_tower(own: CenterHead, tower: str, wide: State, x: Tensor) -> dict[s
     for layer in range(1, 5):
         name = f"conv{layer}_{tower}"
         conv, norm = own.get_submodule(name)[0], own.get_submodule(name)[1]  # type: ignore[index]
-        state, following = _part(wide, f"{name}."), _part(wide, f"conv{layer + 1}_{tower}.")
+        state, following = below(wide, f"{name}."), below(wide, f"conv{layer + 1}_{tower}.")
         outgoing = following["0.weight" if layer < 4 else "weight"].square().sum((0, 2, 3))
         patches = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
         before = F.conv2d(x, state["0.weight"], state["0.bias"], padding=1)
@@ -197,7 +197,7 @@ def _narrow_tower(own: CenterHead, tower: str, wide: State, x: Tensor) -> dict[s
             getattr(norm, part).copy_(state[f"1.{part}"][leaving])
         kept = leaving
     name = f"conv5_{tower}"
-    last, state = own.get_submodule(name), _part(wide, f"{name}.")
+    last, state = own.get_submodule(name), below(wide, f"{name}.")
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     inputs = x.movedim(1, -1).flatten(0, 2)
@@ -205,6 +205,11 @@ def _narrow_tower(own: CenterHead, tower: str, wide: State, x: Tensor) -> dict[s
     last.weight.copy_(flat[:, :, None, None])
     last.bias.copy_(state["bias"] + shift)
     return missed
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """At most FITTED_SAMPLES of the rows [N, K], evenly spaced."""
+    return rows[:: -(-len(rows) // FITTED_SAMPLES)]
 
 
 def _most_useful(activations: Tensor, outgoing: Tensor, count: int) -> Tensor:
@@ -222,9 +227,3 @@ def _exceeds(wide: State, name: str, own: nn.Module) -> bool:
     """Whether the tensor `name` has more inputs than the layer `own`."""
     assert isinstance(own, nn.Linear | nn.Conv2d)
     return name in wide and wide[name].shape[1] > own.weight.shape[1]
-
-
-def _part(weights: State, prefix: str) -> State:
-    return {
-        key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
-    }

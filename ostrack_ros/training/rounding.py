@@ -11,35 +11,32 @@ al., "GPTQ", ICLR 2023).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm import tqdm
 
-from ostrack_ros.network.checkpoint import CheckpointError, load_network, read_weights
+from ostrack_ros.network.checkpoint import load_network, read_weights
 from ostrack_ros.network.head import CenterHead
 from ostrack_ros.network.ostrack import OSTrack, fp16_normalisation
-from ostrack_ros.network.restoring import NORM_EPSILON, idle_norm
+from ostrack_ros.network.restoring import NORM_EPSILON, PATCHES, idle_norm
 from ostrack_ros.network.variants import get_variant
 from ostrack_ros.training.config import load_config
-from ostrack_ros.training.data import normalise, pair_stream
-from ostrack_ros.training.errors import TrainingError
-from ostrack_ros.training.state import save_tensors
+from ostrack_ros.training.data import pair_stream, sample_inputs
+from ostrack_ros.training.state import write_weights
 
 # fp16 holds whole numbers up to 2,048 exactly, so at 256 levels weights of 8 times the usual size.
 FEWEST_LEVELS, MOST_LEVELS = 2, 256
 DEFAULT_LEVELS = 16
-BATCHES = 12
 DAMPING = 0.01
-
-PATCHES = "backbone.patch_embed.proj.weight"
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 
@@ -67,12 +64,17 @@ def fold_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for tower, _ in CenterHead.TOWERS:
         for layer in range(1, 5):
             conv, norm = (f"box_head.conv{layer}_{tower}.{part}" for part in (0, 1))
-            variance = weights[f"{norm}.running_var"] + NORM_EPSILON
-            slope = weights[f"{norm}.weight"] / variance.sqrt()
-            folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * slope[:, None, None, None]
-            shift = weights[f"{conv}.bias"] - weights[f"{norm}.running_mean"]
-            folded[f"{conv}.bias"] = shift * slope + weights[f"{norm}.bias"]
-            folded |= idle_norm(norm, len(slope))
+            kernel, bias = fuse_conv_bn_weights(
+                weights[f"{conv}.weight"],
+                weights[f"{conv}.bias"],
+                weights[f"{norm}.running_mean"],
+                weights[f"{norm}.running_var"],
+                NORM_EPSILON,
+                weights[f"{norm}.weight"],
+                weights[f"{norm}.bias"],
+            )
+            folded |= {f"{conv}.weight": kernel.detach(), f"{conv}.bias": bias.detach()}
+            folded |= idle_norm(norm, len(bias))
     return folded
 
 
@@ -98,10 +100,13 @@ def round_network(
             for template, search in inputs:
                 network(template, search)
         for name, layer in layers.items():
-            scale = slope.float() if f"{name}.weight" == PATCHES else torch.ones(())
+            # One factor for each input: what the file holds is weight * scale.
+            scale = torch.ones_like(layer.weight)
+            if name == PATCHES:
+                scale *= slope.float()
             matrix = (layer.weight * scale).flatten(1).double()
-            per_column = (torch.ones_like(layer.weight) * scale).flatten(1)[0].double()
-            gram = moments[name] / per_column[:, None] / per_column[None, :]
+            factors = scale.flatten(1)[0].double()
+            gram = moments[name] / torch.outer(factors, factors)
             step = _step(matrix, levels)
             rounded = matrix if step is None else _round_columns(matrix, gram, step)
             error = rounded - matrix
@@ -126,12 +131,12 @@ def _stages(network: OSTrack) -> list[list[str]]:
     towers = [tower for tower, _ in CenterHead.TOWERS]
     head = [[f"box_head.conv{layer}_{tower}.0" for tower in towers] for layer in range(1, 5)]
     last = [f"box_head.conv5_{tower}" for tower in towers]
-    return [[PATCHES.removesuffix(".weight")], *blocks, *head, last]
+    return [[PATCHES], *blocks, *head, last]
 
 
 @contextmanager
 def _second_moments(layers: dict[str, Layer]) -> Iterator[dict[str, Tensor]]:
-    """While it lasts, each layer's mean of x x^T over its inputs, float64 [K, K], is taken."""
+    """While it lasts, each layer's sum of x x^T over its inputs, float64 [K, K], is taken."""
     moments = {
         name: torch.zeros(layer.weight[0].numel(), layer.weight[0].numel(), dtype=torch.float64)
         for name, layer in layers.items()
@@ -182,7 +187,7 @@ def _rounded(values: Tensor, levels: int) -> Tensor:
 
 def _step(values: Tensor, levels: int) -> float | None:
     size = float(values.double().square().mean().sqrt())
-    return float(torch.exp2(torch.log2(torch.tensor(size / levels)).round())) if size else None
+    return 2.0 ** round(math.log2(size / levels)) if size else None
 
 
 def _check_levels(levels: int) -> None:
@@ -193,12 +198,13 @@ def _check_levels(levels: int) -> None:
 def _round_on_pairs(
     weights: dict[str, Tensor], levels: int, config_path: Path
 ) -> dict[str, Tensor]:
+    _check_levels(levels)  # before the pictures are read
     config = load_config(config_path)
     network = OSTrack(get_variant(config.variant))
     load_network(network, fold_norms(weights))
-    pairs = islice(pair_stream(config, torch.device("cpu"), config.seed), BATCHES)
-    inputs = [(normalise(pair.template), normalise(pair.search)) for pair in pairs]
-    off = round_network(network, levels, inputs)
+    device = torch.device("cpu")
+    batches = pair_stream(config, device, config.seed)
+    off = round_network(network, levels, list(sample_inputs(batches, device)))
     worst = max(off, key=lambda name: off[name])
     print(f"outputs are off by at most {off[worst]:.1%} of their energy ({worst})")
     return network.state_dict()
@@ -220,19 +226,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", type=Path, help="its training configuration: round by what its pairs need"
     )
     arguments = parser.parse_args(argv)
-    try:
+    levels, config = arguments.levels, arguments.config
+
+    def rounded() -> dict[str, Tensor]:
         weights = read_weights(arguments.weights)
-        if arguments.config:
-            _check_levels(arguments.levels)
-            rounded = _round_on_pairs(weights, arguments.levels, arguments.config)
-        else:
-            rounded = round_matrices(weights, arguments.levels)
-    except (CheckpointError, TrainingError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    save_tensors(rounded, arguments.output)
-    print(f"{arguments.output}: matrices on grids of {arguments.levels} steps to their size")
-    return 0
+        return (
+            _round_on_pairs(weights, levels, config) if config else round_matrices(weights, levels)
+        )
+
+    return write_weights(
+        arguments.output, rounded, f"matrices on grids of {levels} steps to their size"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +23,19 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file whole or not at all."""
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     produce_atomically(path, lambda draft: save_file(on_cpu, draft))
+
+
+def write_weights(output: Path, make: Callable[[], dict[str, Tensor]], what: str) -> int:
+    """What commands that make one file of weights do last: save what `make` gives and say `what` it
+    is, or say what was wrong. Returns the exit status."""
+    try:
+        weights = make()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    save_tensors(weights, output)
+    print(f"{output}: {what}")
+    return 0
 
 
 def save_state(
@@ -56,10 +71,10 @@ def restore_state(
         return False
     tensors = load_file(path)
     try:
-        network.load_state_dict(_below(tensors, "network."))
-        average.restore(_below(tensors, "average."))
+        network.load_state_dict(below(tensors, "network."))
+        average.restore(below(tensors, "average."))
         states: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(tensors, "optimizer.").items():
+        for key, value in below(tensors, "optimizer.").items():
             index, name = key.split(".", 1)
             states.setdefault(int(index), {})[name] = value
         groups = optimizer.state_dict()["param_groups"]
@@ -74,5 +89,6 @@ def restore_state(
     return True
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

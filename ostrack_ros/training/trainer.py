@@ -18,12 +18,12 @@ from ostrack_ros.network.ostrack import OSTrack
 from ostrack_ros.network.variants import get_variant
 from ostrack_ros.network.vit import Features
 from ostrack_ros.training.config import TrainingConfig
-from ostrack_ros.training.data import normalise, pair_stream
+from ostrack_ros.training.data import network_inputs, pair_stream, sample_inputs
 from ostrack_ros.training.errors import TrainingError
 from ostrack_ros.training.initialise import (
     adapt_weights,
+    copy_fitting,
     initialise_from_dinov2,
-    initialise_from_network,
     pick_blocks,
     settle_norms,
 )
@@ -45,8 +45,6 @@ from ostrack_ros.training.state import restore_state, save_state, save_tensors
 from ostrack_ros.training.synthesis import PairBatch
 
 LOG_COLUMNS = ("step", "minutes", "rate", "keep", "total", "focal", "giou", "l1", "hit", "iou")
-
-SETTLING_BATCHES = 12
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +147,7 @@ class Trainer:
 
     def _losses(self, batch: PairBatch, keep: float | None) -> Losses:
         device = self.device
-        template, search = normalise(batch.template.to(device)), normalise(batch.search.to(device))
+        template, search = network_inputs(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             features = self.network.backbone(template, search, keep)
             maps = self.network.predict(features).maps
@@ -184,11 +182,12 @@ class Trainer:
             logger.info("backbone initialised from %s", path)
         else:
             source = get_variant(self.config.initialise_variant or self.config.variant)
-            weights = pick_blocks(read_weights(path), self.config.initialise_blocks, source)
-            copied = initialise_from_network(self.network, weights, source)
+            picked = pick_blocks(read_weights(path), self.config.initialise_blocks, source)
+            weights = adapt_weights(picked, source, self.network.variant)
+            copied = copy_fitting(self.network, weights)
             logger.info("%d of %d tensors from %s", copied, len(self.network.state_dict()), path)
             if is_wider(weights, source, self.network):
-                self._wide = adapt_weights(weights, source, self.network.variant)
+                self._wide = weights
 
     def _fit_start(self, batches: Iterator[PairBatch]) -> None:
         """What a start from another network needs pairs for: what is wider there is cut to this
@@ -196,19 +195,16 @@ class Trainer:
         exported = (self.config.initialise or "").endswith(".onnx")
         if not (self._wide or exported):
             return
-        device = self.device
-        pairs = (next(batches) for _ in range(SETTLING_BATCHES))
-        inputs = [(normalise(p.template.to(device)), normalise(p.search.to(device))) for p in pairs]
         if self._wide:
             narrow = copy.deepcopy(self.network).cpu()
-            seen = [(template.cpu(), search.cpu()) for template, search in inputs]
-            missed = narrow_network(narrow, self._wide, seen)
+            inputs = list(sample_inputs(batches, torch.device("cpu")))
+            missed = narrow_network(narrow, self._wide, inputs)
             self.network.load_state_dict(narrow.state_dict())
             worst = max(missed, key=lambda name: missed[name])
             logger.info("narrowed: outputs miss up to %.1f %% (%s)", 100 * missed[worst], worst)
             self._wide = {}
         if exported:
-            settle_norms(self.network, inputs)
+            settle_norms(self.network, sample_inputs(batches, self.device))
         self.average = WeightAverage(self.network, self.config.ema_decay)
 
     def _train_mode(self) -> None:
