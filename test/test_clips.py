@@ -360,3 +360,20 @@ def test_what_cannot_be_started_is_said_in_words(
     ):
         assert command([*arguments[:2], *output, *arguments[2:]]) == 1
         assert complaint in capsys.readouterr().err
+
+
+def test_a_slower_camera_sees_targets_leap(bank: ImageBank) -> None:
+    leaps = []
+    for settings in (ALONE, ALONE.every(4)):
+        maker = ClipMaker(bank, settings, np.random.default_rng(0))
+        clips = [maker.draw() for _ in range(20)]
+        centers = [clip.boxes[:, :2] + clip.boxes[:, 2:] / 2 for clip in clips]
+        sizes = [np.sqrt(clip.boxes[1:, 2] * clip.boxes[1:, 3]) for clip in clips]
+        steps = [
+            np.linalg.norm(np.diff(c, axis=0), axis=1) / s
+            for c, s in zip(centers, sizes, strict=True)
+        ]
+        leaps.append(float(np.median(np.concatenate(steps))))
+    assert 2 < leaps[1] / leaps[0] < 6
+    assert ALONE.every(1) == ALONE
+    assert ALONE.every(4).growth == pytest.approx(2 * ALONE.growth)

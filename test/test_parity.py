@@ -90,6 +90,6 @@ def test_trajectory_equals_the_published(
         estimate = tracker.update(frame)
         assert estimate.box is not None
         boxes.append(tuple(estimate.box))
-        scores.append(estimate.statistics.peak)
+        scores.append(estimate.evidence.scores.peak)
     np.testing.assert_allclose(boxes, golden["boxes"], atol=0.05)
     np.testing.assert_allclose(scores, golden["scores"], atol=1e-4)

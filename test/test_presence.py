@@ -17,6 +17,7 @@ from ostrack_ros.engines.spec import PresenceCalibration
 from ostrack_ros.tracking.presence import (
     DEFAULT_CALIBRATION,
     FEATURES,
+    Evidence,
     PresenceMonitor,
     PresenceSettings,
     ScoreStatistics,
@@ -70,13 +71,13 @@ def test_statistics_follow_their_definitions(scores: NDArray[np.float32]) -> Non
     if deviation > 1e-2:
         psr = (exact.max() - exact[outside].mean()) / deviation
         assert found.psr == pytest.approx(psr, rel=1e-2, abs=1e-2)
-    assert all(math.isfinite(getattr(found, name)) for name in FEATURES)
+    assert all(math.isfinite(Evidence(found).feature(name)) for name in FEATURES)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 16])
 def test_flat_maps_are_finite(side: int) -> None:
     found = statistics_of(np.full((side, side), 0.25, np.float32))
-    assert all(math.isfinite(getattr(found, name)) for name in FEATURES)
+    assert all(math.isfinite(Evidence(found).feature(name)) for name in FEATURES)
     assert found.apce == 0.0
 
 
@@ -93,15 +94,25 @@ def test_statistics_tell_a_lone_peak_from_a_crowd() -> None:
 
 def test_confidence_is_the_logistic_of_the_features() -> None:
     found = statistics_of(np.full((4, 4), 0.25, np.float32))
-    calibration = PresenceCalibration(("score", "second_peak"), (2.0, -4.0), 0.5, "made up")
-    assert confidence(found, calibration) == pytest.approx(
-        1 / (1 + math.exp(-(2.0 * 0.5 - 4.0 * 0.25 + 0.5)))
+    features = ("score", "second_peak", "innovation")
+    calibration = PresenceCalibration(features, (2.0, -4.0, -3.0), 0.5, "made up")
+    assert confidence(Evidence(found, innovation=0.3), calibration) == pytest.approx(
+        1 / (1 + math.exp(-(2.0 * 0.5 - 4.0 * 0.25 - 3.0 * 0.3 + 0.5)))
     )
-    assert confidence(replace(found, score=0.4)) == pytest.approx(0.5)
-    assert confidence(replace(found, score=math.nan)) == 0.0
+    assert confidence(Evidence(replace(found, score=0.4))) == pytest.approx(0.5)
+    assert confidence(Evidence(replace(found, score=math.nan))) == 0.0
     steep = PresenceCalibration(("score",), (1e9,), 0.0, "made up")
-    assert confidence(replace(found, score=1.0), steep) == pytest.approx(1.0)
-    assert confidence(replace(found, score=-1.0), steep) == pytest.approx(0.0, abs=1e-9)
+    assert confidence(Evidence(replace(found, score=1.0)), steep) == pytest.approx(1.0)
+    assert confidence(Evidence(replace(found, score=-1.0)), steep) == pytest.approx(0.0, abs=1e-9)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_box_further_from_where_it_was_expected_is_trusted_less(near: float, far: float) -> None:
+    near, far = sorted((near, far))
+    scores = statistics_of(np.full((4, 4), 0.25, np.float32))
+    figures = [Evidence(scores, leap).feature("log_innovation") for leap in (near, far)]
+    assert all(map(math.isfinite, figures))
+    assert figures[0] <= figures[1]
 
 
 def test_calibrations_of_another_release_are_refused() -> None:

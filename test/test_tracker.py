@@ -18,7 +18,7 @@ from ostrack_ros.engines.spec import ModelSpec, PresenceCalibration
 from ostrack_ros.tracking.crop import CropError, crop_region
 from ostrack_ros.tracking.frame import Frame, FrameError, PixelFormat
 from ostrack_ros.tracking.geometry import Box, BoxError
-from ostrack_ros.tracking.motion import BoxMotion
+from ostrack_ros.tracking.motion import USUAL_INNOVATION, BoxMotion
 from ostrack_ros.tracking.presence import PresenceSettings, TargetState
 from ostrack_ros.tracking.tracker import (
     Estimate,
@@ -387,3 +387,64 @@ def test_velocity_is_smoothed_and_forgets_when_time_runs_backwards() -> None:
     assert motion.velocity == pytest.approx((100.0 * math.exp(-1), 0.0))
     motion.measure(Box(0, 0, 10, 10), 0, 0.1)
     assert motion.velocity is None
+
+
+def test_innovation_is_what_the_motion_does_not_explain() -> None:
+    motion = BoxMotion()
+    motion.start(Box(0, 0, 20, 20), 0)
+    steady = []
+    for index in range(1, 30):
+        box, stamp = Box(12.0 * index, 0, 20, 20), 50_000_000 * index
+        steady.append(motion.innovation(box, stamp))
+        motion.measure(box, stamp, 0.2)
+    assert steady[0] > 0.2
+    assert steady[-1] < 0.01
+    leap, stamp = Box(12.0 * 30, 10, 20, 20), 50_000_000 * 30
+    assert motion.innovation(leap, stamp) == pytest.approx(0.5 / 3, abs=0.01)
+    motion.measure(leap, stamp, 0.2)
+    motion.start(leap, stamp)
+    assert motion.innovation(leap, stamp) == pytest.approx(2 / 3 * USUAL_INNOVATION)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9)), min_size=1, max_size=8),
+    st.integers(-(10**9), 10**9),
+)
+def test_innovation_stays_within_one_box(places: list[tuple[float, float]], period: int) -> None:
+    motion = BoxMotion()
+    motion.start(Box(0, 0, 1, 1), 0)
+    for index, (x, size) in enumerate(places):
+        box = Box(x, 0, size, size)
+        assert 0 <= motion.innovation(box, index * period) <= 1
+        motion.measure(box, index * period, 0.2)
+
+
+def started_wary(settings: TrackerSettings) -> tuple[Tracker, ScriptedEngine]:
+    """Confidence falls with the innovation alone: 0.5 at 0.15."""
+    wary = PresenceCalibration(("innovation",), (-100.0,), 15.0, "the innovation, for this test")
+    engine = ScriptedEngine(replace(SPEC, presence=wary))
+    tracker = Tracker(engine, settings)
+    tracker.init(frame(0), Box(140, 100, 40, 40))
+    return tracker, engine
+
+
+def test_a_leaping_box_is_trusted_less_than_a_moving_one() -> None:
+    confidences = []
+    for steps in ([0.04] * 8, [0.04, -0.04] * 4):
+        tracker, engine = started_wary(PLAIN)
+        for index, step in enumerate(steps, start=1):
+            engine.answer = prediction(cx=0.5 + step)
+            estimate = tracker.update(frame(index))
+        confidences.append(estimate.confidence)
+    assert confidences[0] > 0.9
+    assert confidences[1] < 0.5
+
+
+def test_a_lost_target_may_come_back_anywhere() -> None:
+    tracker, engine = started_wary(GUARDED)
+    tracker.lose()
+    engine.answer = prediction(cx=0.9, cy=0.9)
+    estimate = tracker.update(frame(1))
+    assert estimate.state is LOST
+    assert estimate.evidence.innovation == USUAL_INNOVATION
+    assert estimate.confidence > 0.9

@@ -627,8 +627,8 @@ def test_a_teacher_that_cannot_look_is_refused(
 
 def test_calibration_recovers_a_known_law() -> None:
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(4000, len(FEATURES))) * (1, 2, 0.5, 1) + (0, 1, 2, -1)
-    law = np.array([1.5, -0.5, 0.8, 0.0])
+    features = rng.normal(size=(4000, len(FEATURES))) * (1, 2, 0.5, 1, 1) + (0, 1, 2, -1, 0)
+    law = np.array([1.5, -0.5, 0.8, 0.0, -0.3])
     chance = 1 / (1 + np.exp(-(features @ law - 1.0)))
     calibration = fit_logistic(features, rng.random(4000) < chance, "a law")
     logits = features @ calibration.weights + calibration.intercept

@@ -30,9 +30,9 @@ class EliminationSchedule:
 
 @dataclass(frozen=True, slots=True)
 class PresenceCalibration:
-    """Logistic model from score statistics to the probability that the box is on the target.
+    """Logistic model from what a frame shows to the probability that the box is on the target.
 
-    `features` names entries of `tracking.presence.ScoreStatistics`; `weights` has one weight each.
+    `features` is a choice of `tracking.presence.FEATURES`; `weights` has one weight each.
     `source` says on which data it was fitted.
     """
 

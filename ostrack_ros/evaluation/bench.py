@@ -17,7 +17,7 @@ from ostrack_ros.machine import describe_machine
 from ostrack_ros.tracking.crop import crop_region
 from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box
-from ostrack_ros.tracking.presence import confidence, score_statistics
+from ostrack_ros.tracking.presence import Evidence, confidence, score_statistics
 from ostrack_ros.tracking.tracker import CLIP_MARGIN, Tracker, TrackerSettings, map_back
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def run_bench(
             found = map_back(prediction, place, spec.search_size, region.scale)
             found = found.clipped(frame.width, frame.height, CLIP_MARGIN)
         with timed("presence"):
-            confidence(score_statistics(prediction), spec.presence)
+            confidence(Evidence(score_statistics(prediction)), spec.presence)
         with timed(BARE):
             engine.infer(template, constant)
         if device is not None:

@@ -1,8 +1,9 @@
 """Is the box still on the target? Statistics of the score map, a calibrated confidence, states.
 
 The network's score ranks places; it was never asked whether the target is there at all. So its
-shape is measured, a logistic model turns the figures into a probability, and a state machine with
-hysteresis in confidence and in time turns probabilities into something a controller can act on.
+shape is measured, and how far the box is from where it was expected; a logistic model turns the
+figures into a probability, and a state machine with hysteresis in confidence and in time turns
+probabilities into something a controller can act on.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from ostrack_ros.engines.base import Prediction
 from ostrack_ros.engines.spec import PresenceCalibration
+from ostrack_ros.tracking.motion import USUAL_INNOVATION
 
 _NANOSECONDS = 1_000_000_000
 _EPSILON = 1e-6
+_STILL = 0.02
+"""Innovation of a box that rests on its target: noise of the prediction, in box sizes."""
 
 DEFAULT_CALIBRATION = PresenceCalibration(
     features=("score",),
@@ -73,6 +77,29 @@ class ScoreStatistics:
         return math.log(max(self.psr, _EPSILON))
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one frame says about whether the box is on the target.
+
+    `innovation` is how far the boxes of the last few frames lay from where they were expected, in
+    box sizes (`BoxMotion.innovation`): a box that leaps about is not to be trusted.
+    """
+
+    scores: ScoreStatistics
+    innovation: float = USUAL_INNOVATION
+
+    @property
+    def log_innovation(self) -> float:
+        return math.log(max(self.innovation, 0.0) + _STILL)
+
+    def feature(self, name: str) -> float:
+        """The figure that a calibration calls `name`, one of FEATURES."""
+        source = self if name in _MOTION_FEATURES else self.scores
+        return float(getattr(source, name))
+
+
+_MOTION_FEATURES = ("innovation", "log_innovation")
+
 FEATURES: tuple[str, ...] = (
     *(field.name for field in fields(ScoreStatistics)),
     "peak_ratio",
@@ -80,6 +107,7 @@ FEATURES: tuple[str, ...] = (
     "logit_second_peak",
     "log_apce",
     "log_psr",
+    *_MOTION_FEATURES,
 )
 """Names that a PresenceCalibration may use."""
 
@@ -110,7 +138,7 @@ def score_statistics(prediction: Prediction) -> ScoreStatistics:
 
 
 def check_calibration(calibration: PresenceCalibration | None) -> None:
-    """Raise ValueError when a calibration names a feature that ScoreStatistics does not have."""
+    """Raise ValueError when a calibration names a feature that Evidence does not have."""
     for name in calibration.features if calibration else ():
         if name not in FEATURES:
             raise ValueError(
@@ -119,9 +147,7 @@ def check_calibration(calibration: PresenceCalibration | None) -> None:
             )
 
 
-def confidence(
-    statistics: ScoreStatistics, calibration: PresenceCalibration | None = None
-) -> float:
+def confidence(evidence: Evidence, calibration: PresenceCalibration | None = None) -> float:
     """Probability in [0, 1] that the box is on the target; DEFAULT_CALIBRATION if None is given.
 
     The calibration's features must have passed `check_calibration`.
@@ -129,7 +155,7 @@ def confidence(
     calibration = calibration or DEFAULT_CALIBRATION
     logit = calibration.intercept
     for name, weight in zip(calibration.features, calibration.weights, strict=True):
-        logit += weight * getattr(statistics, name)
+        logit += weight * evidence.feature(name)
     if math.isnan(logit):
         return 0.0
     return 1.0 / (1.0 + math.exp(-min(max(logit, -60.0), 60.0)))
@@ -162,8 +188,8 @@ class PresenceSettings:
     Raises ValueError naming the setting that is out of range.
     """
 
-    absent_below: float = 0.2
-    present_above: float = 0.35
+    absent_below: float = 0.3
+    present_above: float = 0.4
     doubt_below: float = 0.4
     trust_above: float = 0.6
     doubt_after: float = 0.1

@@ -12,11 +12,11 @@ from ostrack_ros.engines.base import Engine, EngineError, Prediction
 from ostrack_ros.tracking.crop import crop_region
 from ostrack_ros.tracking.frame import Frame, FrameError
 from ostrack_ros.tracking.geometry import Box, BoxError, intersection
-from ostrack_ros.tracking.motion import BoxMotion
+from ostrack_ros.tracking.motion import USUAL_INNOVATION, BoxMotion
 from ostrack_ros.tracking.presence import (
+    Evidence,
     PresenceMonitor,
     PresenceSettings,
-    ScoreStatistics,
     TargetState,
     check_calibration,
     confidence,
@@ -65,7 +65,7 @@ class Estimate:
     score: float
     state: TargetState
     velocity: tuple[float, float] | None
-    statistics: ScoreStatistics
+    evidence: Evidence
 
 
 class Tracker:
@@ -156,8 +156,8 @@ class Tracker:
         self, frame: Frame, template: NDArray[np.uint8], box: Box, settings: TrackerSettings
     ) -> Estimate:
         prediction, found = self._search(frame, template, box, 1.0)
-        statistics = score_statistics(prediction)
-        probability = confidence(statistics, self._engine.spec.presence)
+        evidence = self._evidence(prediction, found, frame.stamp)
+        probability = confidence(evidence, self._engine.spec.presence)
         self._box = found
         self._monitor.start(frame.stamp)
         self._motion.measure(found, frame.stamp, settings.velocity_time)
@@ -168,7 +168,7 @@ class Tracker:
             prediction.score,
             TargetState.TRACKING,
             self._motion.velocity,
-            statistics,
+            evidence,
         )
 
     def _update_guarded(
@@ -180,8 +180,8 @@ class Tracker:
     ) -> Estimate:
         place, growth = self._where_to_look(frame, presence)
         prediction, found = self._search(frame, template, place, growth)
-        statistics = score_statistics(prediction)
-        probability = confidence(statistics, self._engine.spec.presence)
+        evidence = self._evidence(prediction, found, frame.stamp)
+        probability = confidence(evidence, self._engine.spec.presence)
 
         was_lost = self._monitor.state is TargetState.LOST
         self._monitor.settings = presence
@@ -201,7 +201,14 @@ class Tracker:
             self._candidate = found if self._monitor.frames_confirmed else None
             box = None
         velocity = None if state is TargetState.LOST else self._motion.velocity
-        return Estimate(box, measured, probability, prediction.score, state, velocity, statistics)
+        return Estimate(box, measured, probability, prediction.score, state, velocity, evidence)
+
+    def _evidence(self, prediction: Prediction, found: Box, stamp: int) -> Evidence:
+        scores = score_statistics(prediction)
+        if self._monitor.state is TargetState.LOST:
+            # It may come back anywhere: no place is less expected than another.
+            return Evidence(scores, USUAL_INNOVATION)
+        return Evidence(scores, self._motion.innovation(found, stamp))
 
     def _where_to_look(self, frame: Frame, presence: PresenceSettings) -> tuple[Box, float]:
         """Centre of the search and the factor by which its region is larger than usual."""

@@ -2,8 +2,8 @@
 
 Run as `python -m ostrack_ros.training.calibration MODEL CONFIG`: the model tracks clips of the
 pictures that training with CONFIG never sees, drawn ones, in which targets vanish and doubles cross
-their way, and the tracks among those pictures. A logistic regression of "IoU > 0.5" on the
-statistics is written into the model's sidecar.
+their way, and the tracks among those pictures. A logistic regression of "IoU > 0.5" on the score
+map's statistics and the box's innovation is written into the model's sidecar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,11 @@ from ostrack_ros.training.config import load_config
 from ostrack_ros.training.data import training_banks
 from ostrack_ros.training.following import follow
 
-FEATURES = ("logit_score", "logit_second_peak", "log_apce", "log_psr")
+FEATURES = ("logit_score", "logit_second_peak", "log_apce", "log_psr", "log_innovation")
+INTERVALS = (1.0, 0.3, 2.5, 5.0)
+"""Clips are drawn by turns as a camera sees them that takes one of so many frames: what a slow one
+sees leaps further, and confidence must not depend on which of them was used."""
+
 RIGHT_IOU = 0.5
 RIDGE = 1e-2
 
@@ -45,7 +49,7 @@ def collect(engine: Engine, clips: Iterable[Clip]) -> tuple[FloatArray, NDArray[
     for clip in tqdm(clips, desc="tracking", unit="clip"):
         for sight in follow(engine, clip):
             right.append(sight.overlap > RIGHT_IOU)
-            features.append([getattr(sight.statistics, name) for name in FEATURES])
+            features.append([sight.evidence.feature(name) for name in FEATURES])
     return np.array(features).reshape(-1, len(FEATURES)), np.array(right, bool)
 
 
@@ -96,9 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, EngineError) as error:
         print(error, file=sys.stderr)
         return 1
-    maker = ClipMaker(held_out, ClipSettings(), np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    makers = [ClipMaker(held_out, ClipSettings().every(n), rng) for n in INTERVALS]
     recorded = list(recorded_clips(held_out))
-    drawn = (maker.draw() for _ in range(arguments.clips))
+    drawn = (maker.draw() for maker in islice(cycle(makers), arguments.clips))
     features, right = collect(engine, chain(recorded, drawn))
     source = (
         f"{len(right)} frames of {arguments.clips} drawn and {len(recorded)} real clips of "

@@ -50,6 +50,19 @@ class ClipSettings:
     occluder: float = 0.3
     absence: float = 0.2
 
+    def every(self, frames: float) -> ClipSettings:
+        """The same scenes as a camera sees them that takes one of `frames` frames (0.5: two): what
+        moves on goes so much further, what wanders at random by the root of that."""
+        root = math.sqrt(frames)
+        return replace(
+            self,
+            speed=self.speed * frames,
+            camera=self.camera * frames,
+            growth=self.growth * root,
+            stretch=self.stretch * root,
+            turn=self.turn * root,
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:

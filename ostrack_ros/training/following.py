@@ -30,7 +30,7 @@ from ostrack_ros.evaluation.ostrack import FRAME_INTERVAL, PLAIN
 from ostrack_ros.tracking.crop import crop_side
 from ostrack_ros.tracking.frame import Frame, PixelFormat
 from ostrack_ros.tracking.geometry import Box, BoxError, iou
-from ostrack_ros.tracking.presence import ScoreStatistics
+from ostrack_ros.tracking.presence import Evidence
 from ostrack_ros.tracking.tracker import Tracker
 from ostrack_ros.training.clips import Clip, ClipMaker, ClipSettings, recorded_clips
 from ostrack_ros.training.config import load_config
@@ -56,7 +56,7 @@ class Sight:
     search: NDArray[np.uint8]
     truth: Box | None
     overlap: float
-    statistics: ScoreStatistics
+    evidence: Evidence
 
 
 class _Recorder:
@@ -109,7 +109,7 @@ def follow(engine: Engine, clip: Clip) -> Iterator[Sight]:
             recorder.search,
             _in_region(truth, box, engine.spec.search_factor) if truth else None,
             overlap,
-            estimate.statistics,
+            estimate.evidence,
         )
         box = estimate.box
         if truth:
