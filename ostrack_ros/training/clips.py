@@ -51,8 +51,8 @@ class ClipSettings:
     absence: float = 0.2
 
     def every(self, frames: float) -> ClipSettings:
-        """The same scenes as a camera sees them that takes one of `frames` frames (0.5: two): what
-        moves on goes so much further, what wanders at random by the root of that."""
+        """The same scenes as a camera sees them that takes one of `frames` frames (below 1: it is
+        faster): what moves on goes so much further, what wanders at random by the root of that."""
         root = math.sqrt(frames)
         return replace(
             self,
