@@ -365,8 +365,7 @@ def test_what_cannot_be_started_is_said_in_words(
 def test_a_slower_camera_sees_targets_leap(bank: ImageBank) -> None:
     leaps = []
     for settings in (ALONE, ALONE.every(4)):
-        maker = ClipMaker(bank, settings, np.random.default_rng(0))
-        clips = [maker.draw() for _ in range(20)]
+        clips = [drawn(bank, settings, seed) for seed in range(20)]
         centers = [clip.boxes[:, :2] + clip.boxes[:, 2:] / 2 for clip in clips]
         sizes = [np.sqrt(clip.boxes[1:, 2] * clip.boxes[1:, 3]) for clip in clips]
         steps = [

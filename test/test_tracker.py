@@ -80,8 +80,10 @@ GUARDED = TrackerSettings(
 )
 
 
-def started(settings: TrackerSettings, box: Box) -> tuple[Tracker, ScriptedEngine]:
-    engine = ScriptedEngine()
+def started(
+    settings: TrackerSettings, box: Box, spec: ModelSpec = SPEC
+) -> tuple[Tracker, ScriptedEngine]:
+    engine = ScriptedEngine(spec)
     tracker = Tracker(engine, settings)
     tracker.init(frame(0), box)
     return tracker, engine
@@ -419,19 +421,16 @@ def test_innovation_stays_within_one_box(places: list[tuple[float, float]], peri
         motion.measure(box, index * period, 0.2)
 
 
-def started_wary(settings: TrackerSettings) -> tuple[Tracker, ScriptedEngine]:
-    """Confidence falls with the innovation alone: 0.5 at 0.15."""
-    wary = PresenceCalibration(("innovation",), (-100.0,), 15.0, "the innovation, for this test")
-    engine = ScriptedEngine(replace(SPEC, presence=wary))
-    tracker = Tracker(engine, settings)
-    tracker.init(frame(0), Box(140, 100, 40, 40))
-    return tracker, engine
+# Confidence falls with the innovation alone: 0.5 at 0.15.
+WARY = replace(
+    SPEC, presence=PresenceCalibration(("innovation",), (-100.0,), 15.0, "the innovation alone")
+)
 
 
 def test_a_leaping_box_is_trusted_less_than_a_moving_one() -> None:
     confidences = []
     for steps in ([0.04] * 8, [0.04, -0.04] * 4):
-        tracker, engine = started_wary(PLAIN)
+        tracker, engine = started(PLAIN, Box(140, 100, 40, 40), WARY)
         for index, step in enumerate(steps, start=1):
             engine.answer = prediction(cx=0.5 + step)
             estimate = tracker.update(frame(index))
@@ -441,7 +440,7 @@ def test_a_leaping_box_is_trusted_less_than_a_moving_one() -> None:
 
 
 def test_a_lost_target_may_come_back_anywhere() -> None:
-    tracker, engine = started_wary(GUARDED)
+    tracker, engine = started(GUARDED, Box(140, 100, 40, 40), WARY)
     tracker.lose()
     engine.answer = prediction(cx=0.9, cy=0.9)
     estimate = tracker.update(frame(1))

@@ -10,7 +10,8 @@ from ostrack_ros.tracking.geometry import Box
 _NANOSECONDS = 1_000_000_000
 
 USUAL_INNOVATION = 0.05
-"""What is assumed where nothing can be expected: after a start, and of a target that is lost."""
+"""What is assumed where nothing can be expected: after a start, and of a target that is lost. Right
+boxes have a median of 0.06 to 0.08 at video rate (eval_dev, before smoothing)."""
 
 _INNOVATION_SHARE = 1 / 3
 """Weight of the newest frame in the smoothed innovation."""
